@@ -95,10 +95,10 @@ def atomic_path(path:str|Path, # where the file should end up; missing parents a
     finally: Path(tmp).unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #e11dbeeb
-def progress(items:Iterable, # what to go through
+def progress(items:Iterable|None=None, # what to go through; None for a bar that is moved by hand
              desc:str='', # what is being done, in a word or two
              total:int|None=None, # how many there are, where `len` does not say
              **kwargs, # passed to `tqdm`
             ) -> Iterable: # the same items
     "A progress bar that appears after two seconds"
-    return tqdm(items, desc=desc, total=total, delay=2, leave=False, **kwargs)
+    return tqdm(items, desc=desc, total=total, delay=2, leave=False, disable='IN_TEST' in os.environ, **kwargs)

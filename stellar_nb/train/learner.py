@@ -6,10 +6,11 @@
 __all__ = ['Fresh', 'LabelScale', 'make_learner', 'train_cosine']
 
 # %% ../../nbs/70_train.learner.ipynb #c620097b
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Callable, Iterator
 
-import torch
+import numpy as np, torch
+from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.training import GradientClip
 from fastai.data.core import DataLoaders
@@ -45,8 +46,8 @@ class Fresh:
              ) -> tuple: # (xb..., yb)
         "Batch `i` of the current epoch"
         if i in self.kept: return self.kept[i]
-        key = torch.tensor([self.seed, self.epoch, i, 0x5eed])
-        xb,yb = self.make(self.bs, generator(hash(tuple(key.tolist())) % 2**63, self.device))
+        seed = np.random.SeedSequence([self.seed, self.epoch, i]).generate_state(1, np.uint64).item() >> 1
+        xb,yb = self.make(self.bs, generator(seed, self.device))
         out = (*xb, yb) if isinstance(xb, tuple) else (xb, yb)
         if self.fixed: self.kept[i] = out
         return out
@@ -99,9 +100,7 @@ def make_learner(model:nn.Module, # maps a batch's `xb` to predictions
     "fastai's Learner with AdamW, clipping, one progress bar and a stop on NaN"
     opt = lambda params,lr,**_: OptimWrapper(params, torch.optim.AdamW, lr=lr, weight_decay=weight_decay)
     learn = Learner(DataLoaders(train, valid, device=train.device), model, loss_func=loss, opt_func=opt,
-                    cbs=[*cbs, GradientClip(clip), StopOnNaN(), Progress(desc)])
-    for cb in [o for o in learn.cbs if o.name == 'progress' and not isinstance(o, Progress)]: learn.remove_cb(cb)
-    learn.recorder.train_metrics = False
+                    cbs=[*cbs, GradientClip(clip), StopOnNaN(), TrainingLog(desc)])
     return learn
 
 # %% ../../nbs/70_train.learner.ipynb #65463788
@@ -112,5 +111,6 @@ def train_cosine(learn:Learner, # from `make_learner`
                  warm:float=.05, # fraction spent in the warm-up
                 ): # a table, one row an epoch: epoch, train_loss, valid_loss, seconds
     "Train with a warm-up and the cosine schedule of document 003, §4.3"
-    with learn.no_logging(): learn.fit(epochs, lr=lr, cbs=ParamScheduler({'lr': WarmCosine(lr, floor, warm)}))
-    return learn.progress.table()
+    with learn.removed_cbs(learn.cbs.filter(lambda o: isinstance(o, ProgressCallback))), learn.no_logging():
+        learn.fit(epochs, lr=lr, cbs=ParamScheduler({'lr': WarmCosine(lr, floor, warm)}))
+    return learn.training_log.table()

@@ -1,0 +1,366 @@
+"The command `stellar_nb predict` from outside: files in, table, messages and exit status out."
+import gzip, os, re, signal, subprocess, sys, time, weakref
+from pathlib import Path
+
+import numpy as np, pandas as pd, pytest, torch
+from astropy.io import fits
+from astropy.table import Table
+
+from stellar_nb.cli import COLUMNS, list_inputs, main, picture_name
+from stellar_nb.core import data_dir, generator, seed_everything
+from stellar_nb.data.preprocess import PreprocessConfig
+from stellar_nb.mock.spectra import LAMOST_WAVE, mock_lamost
+from stellar_nb.models.specvit import SpecViT, SpecViTConfig
+from stellar_nb.pretrained import LabelModel, save_pretrained
+from stellar_nb.train.learner import LabelScale
+
+LABELS = ('teff', 'logg', 'feh')
+NUMBERS = [k for k,c in COLUMNS.items() if c.unit is not None]
+WAVE = np.asarray(LAMOST_WAVE, float)
+
+
+# --- files ---------------------------------------------------------------------------------------------------------------------------------
+
+def dr10(path, flux, ivar, wave=WAVE, z=1e-4):
+    "LAMOST DR9 and later: a table of one row"
+    cols = dict(FLUX=flux, IVAR=ivar, WAVELENGTH=wave, ANDMASK=np.zeros(len(wave)), ORMASK=np.zeros(len(wave)), NORMALIZATION=flux)
+    table = fits.BinTableHDU.from_columns([fits.Column(k, f'{len(wave)}E', array=np.asarray(v)[None]) for k,v in cols.items()], name='COADD')
+    head = fits.Header(dict(DATA_V='LAMOST DR10', OBSID=1, TELESCOP='LAMOST', Z=z, HELIO_RV=12.3, SNRG=40., SNRR=50., SNRI=60., CLASS='STAR', SUBCLASS='G2'))
+    fits.HDUList([fits.PrimaryHDU(header=head), table]).writeto(path, overwrite=True)
+    return path
+
+def dr5(path, flux, ivar, wave=WAVE, z=1e-4):
+    "LAMOST DR2 to DR8: an image with rows flux, ivar, wavelength, andmask, ormask"
+    head = fits.Header(dict(DATA_V='LAMOST DR5', OBSID=2, TELESCOP='LAMOST', COEFF0=np.log10(wave[0]), COEFF1=1e-4, Z=z, HELIO_RV=12.3, SNRG=40., SNRR=50., SNRI=60.))
+    fits.PrimaryHDU(np.stack([flux, ivar, wave, 0*wave, 0*wave]).astype('f4'), head).writeto(path, overwrite=True)
+    return path
+
+@pytest.fixture(scope='session')
+def star():
+    "A Sun-like star as LAMOST sees it: flux, ivar"
+    one = lambda v: torch.tensor([v])
+    flux,ivar = mock_lamost(torch.tensor([[5777., 4.44, 0., 0.]]), snr=one(60.), rv=one(30.), ebv=one(0.), vsini=one(2.), generator=generator(0))
+    return flux[0].double().numpy(), ivar[0].double().numpy()
+
+@pytest.fixture(scope='session')
+def model(tmp_path_factory):
+    "A folder with a small untrained model: these tests are about everything around it"
+    seed_everything(0)
+    net = SpecViT(SpecViTConfig(length=3600, patch=72, width=16, depth=1, heads=2, hidden=32, labels=LABELS, quantiles=(.16, .5, .84)))
+    limits = dict(teff=(3750., 8000.), logg=(0., 5.), feh=(-2.5, .5))
+    m = LabelModel(net, PreprocessConfig(), LabelScale(LABELS, (5500., 4., -.5), (800., .5, .4)), (50., .1, .1), limits, card='# Untrained\n')
+    return str(save_pretrained(m, tmp_path_factory.mktemp('models')/'untrained'))
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    "An empty working directory"
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+@pytest.fixture
+def predict(model, capsys):
+    "Run the command in this process; exit status, stdout, lines of stderr"
+    def run(*args):
+        status = main(['predict', '--model', model, *map(str, args)])
+        out,err = capsys.readouterr()
+        return status, out, err.splitlines()
+    return run
+
+def rows(path):
+    "A table as it was written, text without NaN"
+    t = pd.read_csv(path, float_precision='round_trip', keep_default_na=False, na_values={k: [''] for k in NUMBERS})
+    assert list(t.columns) == list(COLUMNS)
+    return t
+
+
+# --- good files ----------------------------------------------------------------------------------------------------------------------------
+
+def test_layouts_agree(here, predict, star):
+    "One star in every layout that can be written here gives one answer"
+    dr10('a.fits', *star)
+    Path('b.fits.gz').write_bytes(gzip.compress(dr5(here/'b.fits', *star).read_bytes()))
+    pd.DataFrame(dict(wave=WAVE, flux=star[0], ivar=star[1])).to_csv('c.csv', index=False)
+    status,_,err = predict('a.fits', 'b.fits.gz', 'c.csv', '--rv', 29.98, '-o', 'out.csv')
+    t = rows('out.csv')
+    assert status == 0 and t.file.tolist() == ['a.fits', 'b.fits.gz', 'c.csv'] and set(t.status) == {'ok'} and set(t.reason) == {''}
+    assert np.isfinite(t[[f'{l}{e}' for l in LABELS for e in ('', '_lo', '_hi')]]).all(axis=None)
+    for l,tol in zip(LABELS, (2., .01, .01)):
+        assert ((t[f'{l}_lo'] <= t[l]) & (t[l] <= t[f'{l}_hi'])).all()
+        np.testing.assert_allclose(t[l], t[l][0], atol=tol)
+    assert set(t.rv_source) == {'given'} and (t.rv == 29.98).all()
+    assert len(err) == 1 and 'spectra: 3, with labels: 3, failed: 0' in err[0]
+
+def test_velocity_sources(here, predict, star):
+    "The header's velocity is used, then the given one; each is named"
+    dr10('a.fits', *star)
+    predict('a.fits', '-o', 'header.csv'); predict('a.fits', '--rv', '-200', '-o', 'given.csv')
+    h,g = rows('header.csv').iloc[0],rows('given.csv').iloc[0]
+    assert h.rv_source == 'header' and h.rv == pytest.approx(1e-4*299792.458, abs=.1)
+    assert g.rv_source == 'given' and g.rv == -200 and g.teff != h.teff
+
+def test_batches_do_not_matter(here, predict, star):
+    for i in range(5): dr10(f'{i}.fits', star[0]*(1 + i*np.sin(WAVE/20)/9), star[1])
+    for n in (1, 2, 256): assert predict('.', '--batch-size', n, '-o', f'../{n}.csv')[0] == 0
+    one,two,all_ = (rows(f'../{n}.csv') for n in (1, 2, 256))
+    assert one.file.tolist() == two.file.tolist() == all_.file.tolist() == [f'./{i}.fits' for i in range(5)]
+    assert one.teff.nunique() == 5
+    for t in (two, all_): np.testing.assert_allclose(t[NUMBERS], one[NUMBERS], rtol=1e-5, atol=1e-4)
+
+@pytest.mark.skipif(not data_dir('lamost_formats'), reason='no real files at hand (STELLAR_NB_DATA)')
+def test_real_layouts(here, predict):
+    "Every LAMOST low-resolution layout gives rows; none stops the others"
+    folders = ('dr1', 'dr5', 'dr7', 'dr8_repeats', 'dr10_pylasp', 'dr2_dr3_sdss', 'sdss')
+    files = [p for f in folders for p in sorted(data_dir('lamost_formats', f).iterdir())[:3]]
+    status,_,err = predict(*files, '-o', 'out.csv')
+    t = rows('out.csv')
+    t['folder'] = [Path(f).parent.name for f in t.file]
+    assert status in (0, 1) and set(t.folder) == set(folders)
+    assert (t[t.status == 'ok'].groupby('folder').size() > 0).sum() == len(folders)
+    assert sum(': ' in e for e in err) >= (t.status == 'failed').sum()
+
+
+# --- bad files -----------------------------------------------------------------------------------------------------------------------------
+
+def _truncated(p, f, i): p.write_bytes(dr10(p, f, i).read_bytes()[:9000])
+def _truncated_gz(p, f, i): p.with_suffix('.fits.gz').write_bytes(gzip.compress(dr10(p, f, i).read_bytes())[:-3000]); p.unlink()
+def _foreign(p, f, i): p.write_bytes(b'%PDF-1.4 not a spectrum')
+def _picture(p, f, i): fits.PrimaryHDU(np.ones((64, 64), 'f4')).writeto(p)
+def _empty(p, f, i): p.touch()
+def _nan(p, f, i): dr10(p, f*np.nan, i)
+def _no_weight(p, f, i): dr10(p, f, i*0)
+def _short(p, f, i): dr10(p, f[:900], i[:900], WAVE[:900])
+def _infrared(p, f, i): dr10(p, f, i, WAVE*2)
+def _missing(p, f, i): pass
+def _directory(p, f, i): p.mkdir()
+
+BAD = dict(truncated=_truncated, truncated_gz=_truncated_gz, foreign=_foreign, picture=_picture, empty=_empty, nan=_nan, no_weight=_no_weight, short=_short, infrared=_infrared,
+           missing=_missing, directory=_directory)
+REASONS = dict(short='covered', infrared='covered', nan='NaN|usable|finite', no_weight='usable|weight|ivar', empty='empty', missing='no such file|not exist|not found', directory='no spectrum')
+
+@pytest.mark.parametrize('kind', BAD)
+def test_bad_file(here, predict, star, kind):
+    "Named with its reason in table and on stderr; the others go on; status 1"
+    dr10('a.fits', *star); dr10('z.fits', *star)
+    BAD[kind](Path('bad.fits'), *star)
+    name = 'bad.fits.gz' if kind == 'truncated_gz' else 'bad.fits'
+    status,_,err = predict('a.fits', name, 'z.fits', '-o', 'out.csv')
+    t = rows('out.csv')
+    assert status == 1 and t.file.tolist() == ['a.fits', name, 'z.fits'] and t.status.tolist() == ['ok', 'failed', 'ok']
+    bad = t.iloc[1]
+    assert np.isnan(bad[[l+e for l in LABELS for e in ('', '_lo', '_hi')]].astype(float)).all() and len(bad.reason) > 5 and '\n' not in bad.reason
+    if kind in REASONS: assert re.search(REASONS[kind], bad.reason), bad.reason
+    assert err[0] == f'{name}: {bad.reason}' and len(err) == 2 and 'Traceback' not in '\n'.join(err)
+
+def test_only_bad_files(here, predict):
+    "Nothing could be done: status 2, and the reasons are still written"
+    Path('x.fits').touch()
+    status,_,err = predict('x.fits', 'y.fits', '-o', 'out.csv')
+    assert status == 2 and rows('out.csv').status.tolist() == ['failed', 'failed'] and 'no usable spectrum' in err[-1]
+
+def test_directory_without_spectra(here, predict):
+    Path('d').mkdir(); Path('d/readme.md').write_text('nothing here')
+    status,_,err = predict('d')
+    assert status == 2 and err[0].startswith('d: no spectrum') and 'no usable spectrum' in err[-1]
+
+def test_one_odd_spectrum_stays_alone(here, predict, star, monkeypatch):
+    "An exception out of the model costs one row, not the batch"
+    for i in range(5): dr10(f'{i}.fits', star[0]*(1 + (i == 3)), star[1])
+    healthy = LabelModel.predict
+    def explode(self, spectra):
+        if any(np.median(s.flux) > 1.5*np.median(star[0]) for s in spectra): raise RuntimeError('odd')
+        return healthy(self, spectra)
+    monkeypatch.setattr(LabelModel, 'predict', explode)
+    assert predict('.', '-o', '../out.csv')[0] == 1
+    t = rows('../out.csv')
+    assert t.status.tolist() == ['ok', 'ok', 'ok', 'failed', 'ok'] and 'RuntimeError: odd' in t.reason[3]
+
+
+# --- outputs -------------------------------------------------------------------------------------------------------------------------------
+
+def test_four_formats_hold_the_same(here, predict, star):
+    for n in ('one.fits', 'my star.fits'): dr10(n, *star)
+    Path('bad.fits').touch()
+    for end in ('csv', 'ecsv', 'parquet', 'fits'): assert predict('one.fits', 'my star.fits', 'bad.fits', '-o', f'new/folder/out.{end}')[0] == 1
+    want = rows('new/folder/out.csv')
+    pq,ecsv,fit = pd.read_parquet('new/folder/out.parquet'), Table.read('new/folder/out.ecsv'), Table.read('new/folder/out.fits')
+    assert sorted(os.listdir('new/folder')) == ['out.csv', 'out.ecsv', 'out.fits', 'out.parquet']
+    assert list(pq.columns) == ecsv.colnames == fit.colnames == list(COLUMNS)
+    text = lambda v: v.decode() if isinstance(v, bytes) else '' if np.ma.is_masked(v) else str(v)
+    for k in COLUMNS:
+        for t in (pq, ecsv, fit):
+            if k in NUMBERS: np.testing.assert_array_equal(np.ma.filled(np.ma.asarray(t[k], float), np.nan), want[k])
+            else: assert [text(v) for v in t[k]] == want[k].tolist()
+    for t in (ecsv, fit, Table.read('new/folder/out.parquet')): assert str(t['teff'].unit) == 'K' and t['rv'].unit == 'km/s'
+    assert ecsv['logg'].unit == 'dex' and 'gravity' in ecsv['logg'].description and ecsv.meta['model'] == 'untrained'
+    assert 'gravity' in fits.getheader('new/folder/out.fits', 1)['TCOMM7']
+
+def test_names(here, predict, star):
+    "Spaces, other scripts, line breaks and bytes that are no text survive; FITS gets escapes"
+    names = ['my star.fits', '恒星.fits', 'two\nlines.fits', os.fsdecode(b'\xff.fits')]
+    for n in names: dr10('tmp.fits', *star); os.rename('tmp.fits', n)
+    for end in ('csv', 'ecsv', 'parquet', 'fits'): assert predict(*names, '-o', f'out.{end}')[0] == 0
+    want = ['my star.fits', '恒星.fits', 'two\\nlines.fits', '\\udcff.fits']
+    assert rows('out.csv').file.tolist() == pd.read_parquet('out.parquet').file.tolist() == Table.read('out.ecsv')['file'].tolist() == want
+    assert [o for o in fits.getdata('out.fits', 1)['file']] == ['my star.fits', '\\u6052\\u661f.fits', *want[2:]]
+    status,out,_ = predict(*names)
+    assert status == 0 and len(out.splitlines()) == 5
+
+def test_same_file_once(here, predict, star):
+    dr10('a.fits', *star); os.symlink('a.fits', 'link.fits'); os.mkdir('d'); dr10('d/b.fits', *star)
+    assert predict('a.fits', './a.fits', 'link.fits', 'd', 'd/b.fits', 'd/', '-o', 'out.csv')[0] == 0
+    assert rows('out.csv').file.tolist() == ['a.fits', 'd/b.fits']
+
+def test_output_is_no_input(here, predict, star):
+    "A table among the spectra is replaced by the next run and not read by it"
+    dr10('a.fits', *star)
+    for _ in range(2): assert predict('.', '-o', 'labels.csv')[0] == 0
+    assert rows('labels.csv').file.tolist() == ['./a.fits']
+
+def test_terminal(here, predict, star, monkeypatch):
+    for n in ('a'*70 + '-001.fits', 'b.fits'): dr10(n, *star)
+    Path('bad.fits').touch()
+    for width in (80, 100, 120):
+        monkeypatch.setenv('COLUMNS', str(width))
+        status,out,err = predict('.')
+        lines = out.splitlines()
+        assert status == 1 and len(lines) == 4 and max(map(len, lines)) <= width
+        assert all(o in lines[0] for o in ('teff (K)', 'logg (dex)', 'feh (dex)', 'rv (km/s)')) and '-001.fits' in lines[1] and '±' in lines[1]
+        assert 'failed' in [o for o in lines if 'bad.fits' in o][0]
+
+def test_quiet(here, predict, star):
+    dr10('a.fits', *star); Path('bad.fits').touch()
+    status,_,err = predict('a.fits', 'bad.fits', '--quiet', '-o', 'out.csv')
+    assert status == 1 and len(err) == 1 and err[0].startswith('bad.fits: ')
+
+def test_pictures(here, predict, star):
+    from matplotlib.image import imread
+    os.makedirs('d')
+    for n in ('a.fits', 'd/a.fits', 'd/恒 星$.fits'): dr10(n, *star)
+    Path('bad.fits').touch()
+    assert predict('a.fits', 'd/a.fits', 'd/恒 星$.fits', 'bad.fits', '--plots', 'pictures', '-o', 'out.csv')[0] == 1
+    assert len(os.listdir('pictures')) == 3 and {'a.png', 'a-2.png'} < set(os.listdir('pictures'))
+    for p in Path('pictures').iterdir():
+        im = imread(p)
+        assert im.shape[0] >= 300 and im.shape[1] >= 600 and im[..., :3].std() > .02
+
+def test_picture_names_stay_inside():
+    taken = set()
+    for n in ('../../x.fits', '/etc/passwd', '..', '', '.hidden', 'a/../b', 'x'*400, 'x'*400, 'nul\x00', 'c:\\d.fits', 'm.fits[3]'):
+        p = picture_name(n, taken)
+        assert re.fullmatch(r'[A-Za-z0-9_-][A-Za-z0-9._-]{0,120}\.png', p)
+    assert len(taken) == 11
+
+
+# --- refused before the work ---------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('args,why', [
+    (['-o', 'out.xlsx'], 'unknown ending'), (['-o', 'out'], 'unknown ending'), (['-o', 'a.fits'], 'is an input'), (['-o', 'a.fits/out.csv'], 'cannot be written'),
+    (['-o', 'd.csv'], 'is a directory'), (['--plots', 'a.fits'], 'cannot be written'), (['-o', '/proc/nowhere/out.csv'], 'cannot be written'),
+    (['--rv', 'fast'], 'velocity'), (['--rv', 'nan'], 'velocity'), (['--batch-size', '0'], 'whole number'), (['--colour'], 'unrecognized'),
+    (['--model', 'no_such_model'], 'no such model'), (['--model', 'd.csv'], 'no such model')])
+def test_refused(here, star, capsys, monkeypatch, model, args, why):
+    "Status 2 and one clear sentence, before any spectrum is read"
+    import stellar_nb.data.spectra as readers
+    monkeypatch.setattr(readers, 'read_spectra', lambda *a, **k: pytest.fail('a spectrum was read'))
+    dr10('a.fits', *star); os.mkdir('d.csv')
+    assert main(['predict', 'a.fits', *([] if '--model' in args else ['--model', model]), *args]) == 2
+    assert why in capsys.readouterr().err
+    assert fits.getval('a.fits', 'DATA_V') == 'LAMOST DR10'
+
+def test_interrupt_leaves_the_old_table(here, predict, star, monkeypatch):
+    import stellar_nb.data.spectra as readers
+    dr10('a.fits', *star); Path('out.csv').write_text('old')
+    def stop(*a, **k): raise KeyboardInterrupt
+    monkeypatch.setattr(readers, 'read_spectra', stop)
+    status,_,err = predict('a.fits', '-o', 'out.csv')
+    assert status == 130 and 'interrupted' in err[-1]
+    assert Path('out.csv').read_text() == 'old' and sorted(os.listdir()) == ['a.fits', 'out.csv']
+
+def test_failed_write_leaves_the_old_table(here, predict, star, monkeypatch):
+    dr10('a.fits', *star); Path('out.csv').write_text('old')
+    def full(self, path, **k): Path(path).write_text('half'); raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(pd.DataFrame, 'to_csv', full)
+    status,_,err = predict('a.fits', '-o', 'out.csv')
+    assert status == 2 and 'No space left' in err[-1]
+    assert Path('out.csv').read_text() == 'old' and sorted(os.listdir()) == ['a.fits', 'out.csv']
+
+
+# --- many files ----------------------------------------------------------------------------------------------------------------------------
+
+def test_memory_does_not_grow_with_files(here, predict, star, monkeypatch):
+    "Never more spectra alive than two batches"
+    import stellar_nb.data.spectra as readers
+    data = dr10(here/'a.fits', *star).read_bytes()
+    for i in range(60): Path(f'{i}.fits').write_bytes(data)
+    alive,peak,read = set(),[],readers.read_spectra
+    def watched(*a, **k):
+        out = read(*a, **k)
+        for s in out: alive.add(id(s)); weakref.finalize(s, alive.discard, id(s))
+        peak.append(len(alive))
+        return out
+    monkeypatch.setattr(readers, 'read_spectra', watched)
+    assert predict('.', '--batch-size', 10, '-o', '../out.csv')[0] == 0
+    assert len(peak) == 61 and max(peak) <= 21
+
+def test_progress_bar(here, predict, star, monkeypatch):
+    "What takes over two seconds shows a bar on stderr, and messages do not run into it"
+    import stellar_nb.data.spectra as readers
+    for i in range(4): dr10(f'{i}.fits', *star)
+    Path('bad.fits').touch()
+    read = readers.read_spectra
+    def slow(*a, **k): time.sleep(.8); return read(*a, **k)
+    monkeypatch.setattr(readers, 'read_spectra', slow)
+    status,out,err = predict('.', '--batch-size', 1, '-o', '../out.csv')
+    assert status == 1 and any('%|' in o for o in err) and out == ''
+    assert [o for o in err if 'bad.fits' in o] == [f"./bad.fits: {rows('../out.csv').reason[4]}"]
+
+
+# --- the installed command -----------------------------------------------------------------------------------------------------------------
+
+COMMAND = [sys.executable, '-c', 'import sys; from stellar_nb.cli import main; sys.exit(main())']
+
+def command(*args, **kwargs): return subprocess.run([*COMMAND, *args], capture_output=True, text=True, timeout=120, **kwargs)
+
+def test_help_is_quick():
+    "No heavy import before the options are understood"
+    took = []
+    for _ in range(2):
+        t = time.perf_counter(); o = command('predict', '--help'); took.append(time.perf_counter() - t)
+        assert o.returncode == 0 and 'stellar_nb predict spec-' in o.stdout and '--plots' in o.stdout
+    assert min(took) < 1
+    heavy = subprocess.run([sys.executable, '-c', 'import sys, stellar_nb.cli; print([m for m in ("torch", "fastai", "astropy", "pandas", "matplotlib") if m in sys.modules])'], capture_output=True, text=True)
+    assert heavy.stdout.strip() == '[]'
+
+def test_version_and_no_command():
+    import stellar_nb
+    assert command('--version').stdout.strip() == f'stellar_nb {stellar_nb.__version__}'
+    assert command().returncode == 2 and 'usage' in command().stderr
+    assert command('--help').returncode == 0
+
+def test_a_real_process(here, star, model):
+    "Status, streams and table of a process of its own; only our own words on stderr"
+    dr10('a.fits', *star); Path('bad.fits').touch()
+    o = command('predict', 'a.fits', 'bad.fits', '--model', model, '-o', 'out.ecsv')
+    assert o.returncode == 1 and o.stdout == '' and len(o.stderr.splitlines()) == 2, o.stderr
+    assert Table.read('out.ecsv')['status'].tolist() == ['ok', 'failed']
+
+def test_closed_pipe(here, star, model):
+    "`stellar_nb predict … | head` ends in silence"
+    dr10('a.fits', *star)
+    read,write = os.pipe()
+    p = subprocess.Popen([*COMMAND, 'predict', 'a.fits', '--model', model, '--quiet'], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(read); os.close(write)
+    assert p.communicate(timeout=120)[1] == ''
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='no SIGINT to send')
+def test_ctrl_c(here, star, model):
+    "An interrupted run leaves no half file"
+    data = dr10(here/'a.fits', *star).read_bytes()
+    for i in range(400): Path(f'b{i}.fits').write_bytes(data)
+    Path('0.fits').touch()
+    p = subprocess.Popen([*COMMAND, 'predict', '0.fits', '.', '--model', model, '-o', 'out.csv', '--batch-size', '1'], stderr=subprocess.PIPE, text=True)
+    assert p.stderr.readline().startswith('0.fits: ')
+    p.send_signal(signal.SIGINT)
+    err = p.communicate(timeout=60)[1]
+    assert p.returncode == 130 and 'interrupted' in err and 'Traceback' not in err
+    assert not Path('out.csv').exists() and not list(Path('.').glob('.tmp-*'))
