@@ -4,10 +4,11 @@ The notebooks go through nbdev's processors (documentation of every exported nam
 they take the names of their pages; Quarto, where it is installed, else smalldocs, then turns `_proc/` into HTML by the same
 `_quarto.yml`. The finished site asks nothing of the network and can be read from the disk.
 """
-import argparse, base64, configparser, hashlib, html, io, json, os, re, shutil, subprocess, sys, time
+import argparse, ast, base64, builtins, configparser, hashlib, html, io, json, os, re, shutil, subprocess, sys, time
 from pathlib import Path, PurePosixPath
 
 import yaml
+from fastcore.basics import AttrDict
 from fastcore.nbio import mk_cell, read_nb, write_nb
 from nbdev.config import nbpath2html
 from nbdev.processors import FilterDefaults
@@ -71,6 +72,25 @@ def split_title(nb):
             return
 
 
+NOT_RUN = '#| eval: false\n'
+
+def stand_ins(code):
+    "Classes for the names that stand quoted in annotations, since what they mean is imported late: nbdev looks each of them up"
+    notes = [n for node in ast.walk(ast.parse(code)) for n in (getattr(node, 'annotation', None), getattr(node, 'returns', None))]
+    names = {o.id for n in notes if isinstance(n, ast.Constant) and isinstance(n.value, str) for o in ast.walk(ast.parse(n.value)) if isinstance(o, ast.Name)}
+    return '#| exec_doc\n#| hide\n' + '\n'.join(f'class {o}: __class_getitem__ = classmethod(lambda cls, _: cls)' for o in sorted(names - set(dir(builtins))))
+
+
+def document(nb):
+    "Let nbdev run the exported cells and document what they define; the other cells show their stored outputs"
+    exported = [c.source for c in nb.cells if c.cell_type == 'code' and re.search(r'^#\|\s*export', c.source, re.M)]
+    for cell in nb.cells:
+        if cell.cell_type == 'code' and cell.source not in exported and 'show_doc(' not in cell.source: cell.source = NOT_RUN + cell.source
+    if exported: nb.cells.insert(1, mk_cell(stand_ins('\n'.join(exported)), 'code', metadata=AttrDict()))
+    FilterDefaults()(nb)
+    for cell in nb.cells: cell.source = (cell.source or '').removeprefix(NOT_RUN)
+
+
 def pictures(cell):
     "The PNG images among a cell's stored outputs"
     return [''.join(d['image/png']) for o in cell.get('outputs', []) if 'image/png' in (d := o.get('data', {}))]
@@ -121,7 +141,7 @@ def process(path, origins, cfg):
     nb = read_nb(origin)
     nb.path_ = NBS/path
     split_title(nb)
-    FilterDefaults()(nb)
+    document(nb)
     nb.metadata.pop('widgets', None) # Quarto would fetch a widget manager from the network
     describe_figures(nb, nb.frontmatter_['title'])
     for cell in nb.cells:

@@ -2,45 +2,41 @@
 import gzip, os, re, signal, subprocess, sys, time, weakref
 from pathlib import Path
 
-import numpy as np, pandas as pd, pytest, torch
+import numpy as np, pandas as pd, pytest
 from astropy.io import fits
 from astropy.table import Table
 
-from stellar_nb.cli import COLUMNS, list_inputs, main, picture_name
-from stellar_nb.core import data_dir, generator, seed_everything
+from stellar_nb.cli import COLUMNS, main, picture_name
+from stellar_nb.core import data_dir, seed_everything
 from stellar_nb.data.preprocess import PreprocessConfig
-from stellar_nb.mock.spectra import LAMOST_WAVE, mock_lamost
+from stellar_nb.data.spectra import example_file, read_spectra
 from stellar_nb.models.specvit import SpecViT, SpecViTConfig
 from stellar_nb.pretrained import LabelModel, save_pretrained
 from stellar_nb.train.learner import LabelScale
 
 LABELS = ('teff', 'logg', 'feh')
+REAL = (p := data_dir('lamost_formats')) and p.resolve()
 NUMBERS = [k for k,c in COLUMNS.items() if c.unit is not None]
-WAVE = np.asarray(LAMOST_WAVE, float)
 
 
 # --- files ---------------------------------------------------------------------------------------------------------------------------------
 
-def dr10(path, flux, ivar, wave=WAVE, z=1e-4):
-    "LAMOST DR9 and later: a table of one row"
-    cols = dict(FLUX=flux, IVAR=ivar, WAVELENGTH=wave, ANDMASK=np.zeros(len(wave)), ORMASK=np.zeros(len(wave)), NORMALIZATION=flux)
-    table = fits.BinTableHDU.from_columns([fits.Column(k, f'{len(wave)}E', array=np.asarray(v)[None]) for k,v in cols.items()], name='COADD')
-    head = fits.Header(dict(DATA_V='LAMOST DR10', OBSID=1, TELESCOP='LAMOST', Z=z, HELIO_RV=12.3, SNRG=40., SNRR=50., SNRI=60., CLASS='STAR', SUBCLASS='G2'))
-    fits.HDUList([fits.PrimaryHDU(header=head), table]).writeto(path, overwrite=True)
-    return path
-
-def dr5(path, flux, ivar, wave=WAVE, z=1e-4):
-    "LAMOST DR2 to DR8: an image with rows flux, ivar, wavelength, andmask, ormask"
-    head = fits.Header(dict(DATA_V='LAMOST DR5', OBSID=2, TELESCOP='LAMOST', COEFF0=np.log10(wave[0]), COEFF1=1e-4, Z=z, HELIO_RV=12.3, SNRG=40., SNRR=50., SNRI=60.))
-    fits.PrimaryHDU(np.stack([flux, ivar, wave, 0*wave, 0*wave]).astype('f4'), head).writeto(path, overwrite=True)
-    return path
+WAVE = 10**(3.5682 + 1e-4*np.arange(3909))
 
 @pytest.fixture(scope='session')
-def star():
-    "A Sun-like star as LAMOST sees it: flux, ivar"
-    one = lambda v: torch.tensor([v])
-    flux,ivar = mock_lamost(torch.tensor([[5777., 4.44, 0., 0.]]), snr=one(60.), rv=one(30.), ebv=one(0.), vsini=one(2.), generator=generator(0))
-    return flux[0].double().numpy(), ivar[0].double().numpy()
+def star(tmp_path_factory):
+    "Flux and inverse variance of a made-up star on LAMOST's pixels"
+    s = read_spectra(example_file('lamost-table', tmp_path_factory.mktemp('star')))[0]
+    np.testing.assert_allclose(s.wave, WAVE, rtol=1e-6)
+    return s.flux, s.ivar
+
+def write(path, flux, ivar, wave=WAVE, z=1e-4):
+    "A LAMOST file (data release 10): a table of one row"
+    cols = dict(FLUX=flux, IVAR=ivar, WAVELENGTH=wave, ANDMASK=0*wave, ORMASK=0*wave)
+    table = fits.BinTableHDU.from_columns([fits.Column(k, f'{len(wave)}E', array=np.asarray(v)[None]) for k,v in cols.items()], name='COADD')
+    head = fits.Header(dict(TELESCOP='LAMOST', DATA_V='LAMOST DR10', OBSID=1, Z=z, SNRG=40.))
+    fits.HDUList([fits.PrimaryHDU(header=head), table]).writeto(path, overwrite=True)
+    return Path(path)
 
 @pytest.fixture(scope='session')
 def model(tmp_path_factory):
@@ -68,49 +64,56 @@ def predict(model, capsys):
 
 def rows(path):
     "A table as it was written, text without NaN"
-    t = pd.read_csv(path, float_precision='round_trip', keep_default_na=False, na_values={k: [''] for k in NUMBERS})
+    t = pd.read_csv(path, dtype=str, keep_default_na=False)
     assert list(t.columns) == list(COLUMNS)
-    return t
+    return t.assign(**{k: [float(v or 'nan') for v in t[k]] for k in NUMBERS})
 
 
 # --- good files ----------------------------------------------------------------------------------------------------------------------------
 
-def test_layouts_agree(here, predict, star):
-    "One star in every layout that can be written here gives one answer"
-    dr10('a.fits', *star)
-    Path('b.fits.gz').write_bytes(gzip.compress(dr5(here/'b.fits', *star).read_bytes()))
-    pd.DataFrame(dict(wave=WAVE, flux=star[0], ivar=star[1])).to_csv('c.csv', index=False)
-    status,_,err = predict('a.fits', 'b.fits.gz', 'c.csv', '--rv', 29.98, '-o', 'out.csv')
+LAYOUTS = ['lamost-dr1', 'lamost-image', 'lamost-table', 'sdss-coadd', 'sdss-image', 'text', 'ecsv', 'parquet', 'npz']
+
+def test_layouts(here, predict):
+    "Every layout that covers the model's wavelengths gives labels, and the three LAMOST layouts of one star the same"
+    files = [example_file(o, here).name for o in LAYOUTS]
+    status,_,err = predict(*files, '--rv', 30, '-o', 'out.csv')
     t = rows('out.csv')
-    assert status == 0 and t.file.tolist() == ['a.fits', 'b.fits.gz', 'c.csv'] and set(t.status) == {'ok'} and set(t.reason) == {''}
+    assert status == 0 and t.file.tolist() == files and set(t.status) == {'ok'} and set(t.reason) == {''}
     assert np.isfinite(t[[f'{l}{e}' for l in LABELS for e in ('', '_lo', '_hi')]]).all(axis=None)
     for l,tol in zip(LABELS, (2., .01, .01)):
         assert ((t[f'{l}_lo'] <= t[l]) & (t[l] <= t[f'{l}_hi'])).all()
-        np.testing.assert_allclose(t[l], t[l][0], atol=tol)
-    assert set(t.rv_source) == {'given'} and (t.rv == 29.98).all()
-    assert len(err) == 1 and 'spectra: 3, with labels: 3, failed: 0' in err[0]
+        np.testing.assert_allclose(t[l][:3], t[l][0], atol=tol)
+    assert set(t.rv_source) == {'given'} and (t.rv == 30).all()
+    assert err == [f'spectra: {len(files)}, with labels: {len(files)}, failed: 0, written to out.csv']
+
+def test_several_spectra_in_a_file(here, predict):
+    "They are numbered; here they lie in the infrared and say so"
+    status,_,err = predict(example_file('hdf5', here).name, example_file('lamost-table', here).name, '-o', 'out.csv')
+    t = rows('out.csv')
+    assert status == 1 and t.file.tolist() == ['hdf5.h5[0]', 'hdf5.h5[1]', 'lamost-table.fits.gz'] and t.status.tolist() == ['failed', 'failed', 'ok']
+    assert all('7100–8850' in o and 'not covered' in o for o in t.reason[:2])
 
 def test_velocity_sources(here, predict, star):
     "The header's velocity is used, then the given one; each is named"
-    dr10('a.fits', *star)
+    write('a.fits', *star)
     predict('a.fits', '-o', 'header.csv'); predict('a.fits', '--rv', '-200', '-o', 'given.csv')
     h,g = rows('header.csv').iloc[0],rows('given.csv').iloc[0]
     assert h.rv_source == 'header' and h.rv == pytest.approx(1e-4*299792.458, abs=.1)
     assert g.rv_source == 'given' and g.rv == -200 and g.teff != h.teff
 
 def test_batches_do_not_matter(here, predict, star):
-    for i in range(5): dr10(f'{i}.fits', star[0]*(1 + i*np.sin(WAVE/20)/9), star[1])
+    for i in range(5): write(f'{i}.fits', star[0]*(1 + i*np.sin(WAVE/20)/9), star[1])
     for n in (1, 2, 256): assert predict('.', '--batch-size', n, '-o', f'../{n}.csv')[0] == 0
     one,two,all_ = (rows(f'../{n}.csv') for n in (1, 2, 256))
     assert one.file.tolist() == two.file.tolist() == all_.file.tolist() == [f'./{i}.fits' for i in range(5)]
     assert one.teff.nunique() == 5
     for t in (two, all_): np.testing.assert_allclose(t[NUMBERS], one[NUMBERS], rtol=1e-5, atol=1e-4)
 
-@pytest.mark.skipif(not data_dir('lamost_formats'), reason='no real files at hand (STELLAR_NB_DATA)')
+@pytest.mark.skipif(not REAL, reason='no real files at hand (STELLAR_NB_DATA)')
 def test_real_layouts(here, predict):
     "Every LAMOST low-resolution layout gives rows; none stops the others"
     folders = ('dr1', 'dr5', 'dr7', 'dr8_repeats', 'dr10_pylasp', 'dr2_dr3_sdss', 'sdss')
-    files = [p for f in folders for p in sorted(data_dir('lamost_formats', f).iterdir())[:3]]
+    files = [p for f in folders for p in sorted((REAL/f).iterdir())[:3]]
     status,_,err = predict(*files, '-o', 'out.csv')
     t = rows('out.csv')
     t['folder'] = [Path(f).parent.name for f in t.file]
@@ -121,26 +124,26 @@ def test_real_layouts(here, predict):
 
 # --- bad files -----------------------------------------------------------------------------------------------------------------------------
 
-def _truncated(p, f, i): p.write_bytes(dr10(p, f, i).read_bytes()[:9000])
-def _truncated_gz(p, f, i): p.with_suffix('.fits.gz').write_bytes(gzip.compress(dr10(p, f, i).read_bytes())[:-3000]); p.unlink()
+def _truncated(p, f, i): p.write_bytes(write(p, f, i).read_bytes()[:9000])
+def _truncated_gz(p, f, i): p.with_suffix('.fits.gz').write_bytes(gzip.compress(write(p, f, i).read_bytes())[:-3000]); p.unlink()
 def _foreign(p, f, i): p.write_bytes(b'%PDF-1.4 not a spectrum')
 def _picture(p, f, i): fits.PrimaryHDU(np.ones((64, 64), 'f4')).writeto(p)
 def _empty(p, f, i): p.touch()
-def _nan(p, f, i): dr10(p, f*np.nan, i)
-def _no_weight(p, f, i): dr10(p, f, i*0)
-def _short(p, f, i): dr10(p, f[:900], i[:900], WAVE[:900])
-def _infrared(p, f, i): dr10(p, f, i, WAVE*2)
+def _nan(p, f, i): write(p, f*np.nan, i)
+def _no_weight(p, f, i): write(p, f, i*0)
+def _short(p, f, i): write(p, f[:900], i[:900], WAVE[:900])
+def _infrared(p, f, i): write(p, f, i, WAVE*2)
 def _missing(p, f, i): pass
 def _directory(p, f, i): p.mkdir()
 
 BAD = dict(truncated=_truncated, truncated_gz=_truncated_gz, foreign=_foreign, picture=_picture, empty=_empty, nan=_nan, no_weight=_no_weight, short=_short, infrared=_infrared,
            missing=_missing, directory=_directory)
-REASONS = dict(short='covered', infrared='covered', nan='NaN|usable|finite', no_weight='usable|weight|ivar', empty='empty', missing='no such file|not exist|not found', directory='no spectrum')
+REASONS = dict(short='covered', infrared='covered', nan='NaN|usable|finite', no_weight='inverse variance is zero', empty='empty', missing='no such file|not exist|not found', directory='no spectrum')
 
 @pytest.mark.parametrize('kind', BAD)
 def test_bad_file(here, predict, star, kind):
     "Named with its reason in table and on stderr; the others go on; status 1"
-    dr10('a.fits', *star); dr10('z.fits', *star)
+    write('a.fits', *star); write('z.fits', *star)
     BAD[kind](Path('bad.fits'), *star)
     name = 'bad.fits.gz' if kind == 'truncated_gz' else 'bad.fits'
     status,_,err = predict('a.fits', name, 'z.fits', '-o', 'out.csv')
@@ -164,7 +167,7 @@ def test_directory_without_spectra(here, predict):
 
 def test_one_odd_spectrum_stays_alone(here, predict, star, monkeypatch):
     "An exception out of the model costs one row, not the batch"
-    for i in range(5): dr10(f'{i}.fits', star[0]*(1 + (i == 3)), star[1])
+    for i in range(5): write(f'{i}.fits', star[0]*(1 + (i == 3)), star[1])
     healthy = LabelModel.predict
     def explode(self, spectra):
         if any(np.median(s.flux) > 1.5*np.median(star[0]) for s in spectra): raise RuntimeError('odd')
@@ -178,7 +181,7 @@ def test_one_odd_spectrum_stays_alone(here, predict, star, monkeypatch):
 # --- outputs -------------------------------------------------------------------------------------------------------------------------------
 
 def test_four_formats_hold_the_same(here, predict, star):
-    for n in ('one.fits', 'my star.fits'): dr10(n, *star)
+    for n in ('one.fits', 'my star.fits'): write(n, *star)
     Path('bad.fits').touch()
     for end in ('csv', 'ecsv', 'parquet', 'fits'): assert predict('one.fits', 'my star.fits', 'bad.fits', '-o', f'new/folder/out.{end}')[0] == 1
     want = rows('new/folder/out.csv')
@@ -197,7 +200,7 @@ def test_four_formats_hold_the_same(here, predict, star):
 def test_names(here, predict, star):
     "Spaces, other scripts, line breaks and bytes that are no text survive; FITS gets escapes"
     names = ['my star.fits', '恒星.fits', 'two\nlines.fits', os.fsdecode(b'\xff.fits')]
-    for n in names: dr10('tmp.fits', *star); os.rename('tmp.fits', n)
+    for n in names: write('tmp.fits', *star).rename(n)
     for end in ('csv', 'ecsv', 'parquet', 'fits'): assert predict(*names, '-o', f'out.{end}')[0] == 0
     want = ['my star.fits', '恒星.fits', 'two\\nlines.fits', '\\udcff.fits']
     assert rows('out.csv').file.tolist() == pd.read_parquet('out.parquet').file.tolist() == Table.read('out.ecsv')['file'].tolist() == want
@@ -206,18 +209,18 @@ def test_names(here, predict, star):
     assert status == 0 and len(out.splitlines()) == 5
 
 def test_same_file_once(here, predict, star):
-    dr10('a.fits', *star); os.symlink('a.fits', 'link.fits'); os.mkdir('d'); dr10('d/b.fits', *star)
+    write('a.fits', *star); os.symlink('a.fits', 'link.fits'); os.mkdir('d'); write('d/b.fits', *star)
     assert predict('a.fits', './a.fits', 'link.fits', 'd', 'd/b.fits', 'd/', '-o', 'out.csv')[0] == 0
     assert rows('out.csv').file.tolist() == ['a.fits', 'd/b.fits']
 
 def test_output_is_no_input(here, predict, star):
     "A table among the spectra is replaced by the next run and not read by it"
-    dr10('a.fits', *star)
+    write('a.fits', *star)
     for _ in range(2): assert predict('.', '-o', 'labels.csv')[0] == 0
     assert rows('labels.csv').file.tolist() == ['./a.fits']
 
 def test_terminal(here, predict, star, monkeypatch):
-    for n in ('a'*70 + '-001.fits', 'b.fits'): dr10(n, *star)
+    for n in ('a'*70 + '-001.fits', 'b.fits'): write(n, *star)
     Path('bad.fits').touch()
     for width in (80, 100, 120):
         monkeypatch.setenv('COLUMNS', str(width))
@@ -228,14 +231,14 @@ def test_terminal(here, predict, star, monkeypatch):
         assert 'failed' in [o for o in lines if 'bad.fits' in o][0]
 
 def test_quiet(here, predict, star):
-    dr10('a.fits', *star); Path('bad.fits').touch()
+    write('a.fits', *star); Path('bad.fits').touch()
     status,_,err = predict('a.fits', 'bad.fits', '--quiet', '-o', 'out.csv')
     assert status == 1 and len(err) == 1 and err[0].startswith('bad.fits: ')
 
 def test_pictures(here, predict, star):
     from matplotlib.image import imread
     os.makedirs('d')
-    for n in ('a.fits', 'd/a.fits', 'd/恒 星$.fits'): dr10(n, *star)
+    for n in ('a.fits', 'd/a.fits', 'd/恒 星$.fits'): write(n, *star)
     Path('bad.fits').touch()
     assert predict('a.fits', 'd/a.fits', 'd/恒 星$.fits', 'bad.fits', '--plots', 'pictures', '-o', 'out.csv')[0] == 1
     assert len(os.listdir('pictures')) == 3 and {'a.png', 'a-2.png'} < set(os.listdir('pictures'))
@@ -262,14 +265,14 @@ def test_refused(here, star, capsys, monkeypatch, model, args, why):
     "Status 2 and one clear sentence, before any spectrum is read"
     import stellar_nb.data.spectra as readers
     monkeypatch.setattr(readers, 'read_spectra', lambda *a, **k: pytest.fail('a spectrum was read'))
-    dr10('a.fits', *star); os.mkdir('d.csv')
+    write('a.fits', *star); os.mkdir('d.csv')
     assert main(['predict', 'a.fits', *([] if '--model' in args else ['--model', model]), *args]) == 2
     assert why in capsys.readouterr().err
     assert fits.getval('a.fits', 'DATA_V') == 'LAMOST DR10'
 
 def test_interrupt_leaves_the_old_table(here, predict, star, monkeypatch):
     import stellar_nb.data.spectra as readers
-    dr10('a.fits', *star); Path('out.csv').write_text('old')
+    write('a.fits', *star); Path('out.csv').write_text('old')
     def stop(*a, **k): raise KeyboardInterrupt
     monkeypatch.setattr(readers, 'read_spectra', stop)
     status,_,err = predict('a.fits', '-o', 'out.csv')
@@ -277,7 +280,7 @@ def test_interrupt_leaves_the_old_table(here, predict, star, monkeypatch):
     assert Path('out.csv').read_text() == 'old' and sorted(os.listdir()) == ['a.fits', 'out.csv']
 
 def test_failed_write_leaves_the_old_table(here, predict, star, monkeypatch):
-    dr10('a.fits', *star); Path('out.csv').write_text('old')
+    write('a.fits', *star); Path('out.csv').write_text('old')
     def full(self, path, **k): Path(path).write_text('half'); raise OSError(28, 'No space left on device')
     monkeypatch.setattr(pd.DataFrame, 'to_csv', full)
     status,_,err = predict('a.fits', '-o', 'out.csv')
@@ -290,7 +293,7 @@ def test_failed_write_leaves_the_old_table(here, predict, star, monkeypatch):
 def test_memory_does_not_grow_with_files(here, predict, star, monkeypatch):
     "Never more spectra alive than two batches"
     import stellar_nb.data.spectra as readers
-    data = dr10(here/'a.fits', *star).read_bytes()
+    data = write('a.fits', *star).read_bytes()
     for i in range(60): Path(f'{i}.fits').write_bytes(data)
     alive,peak,read = set(),[],readers.read_spectra
     def watched(*a, **k):
@@ -305,7 +308,7 @@ def test_memory_does_not_grow_with_files(here, predict, star, monkeypatch):
 def test_progress_bar(here, predict, star, monkeypatch):
     "What takes over two seconds shows a bar on stderr, and messages do not run into it"
     import stellar_nb.data.spectra as readers
-    for i in range(4): dr10(f'{i}.fits', *star)
+    for i in range(4): write(f'{i}.fits', *star)
     Path('bad.fits').touch()
     read = readers.read_spectra
     def slow(*a, **k): time.sleep(.8); return read(*a, **k)
@@ -339,23 +342,23 @@ def test_version_and_no_command():
 
 def test_a_real_process(here, star, model):
     "Status, streams and table of a process of its own; only our own words on stderr"
-    dr10('a.fits', *star); Path('bad.fits').touch()
+    write('a.fits', *star); Path('bad.fits').touch()
     o = command('predict', 'a.fits', 'bad.fits', '--model', model, '-o', 'out.ecsv')
     assert o.returncode == 1 and o.stdout == '' and len(o.stderr.splitlines()) == 2, o.stderr
     assert Table.read('out.ecsv')['status'].tolist() == ['ok', 'failed']
 
 def test_closed_pipe(here, star, model):
     "`stellar_nb predict … | head` ends in silence"
-    dr10('a.fits', *star)
-    read,write = os.pipe()
-    p = subprocess.Popen([*COMMAND, 'predict', 'a.fits', '--model', model, '--quiet'], stdout=write, stderr=subprocess.PIPE, text=True)
-    os.close(read); os.close(write)
+    write('a.fits', *star)
+    get,put = os.pipe()
+    p = subprocess.Popen([*COMMAND, 'predict', 'a.fits', '--model', model, '--quiet'], stdout=put, stderr=subprocess.PIPE, text=True)
+    os.close(get); os.close(put)
     assert p.communicate(timeout=120)[1] == ''
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='no SIGINT to send')
 def test_ctrl_c(here, star, model):
     "An interrupted run leaves no half file"
-    data = dr10(here/'a.fits', *star).read_bytes()
+    data = write('a.fits', *star).read_bytes()
     for i in range(400): Path(f'b{i}.fits').write_bytes(data)
     Path('0.fits').touch()
     p = subprocess.Popen([*COMMAND, 'predict', '0.fits', '.', '--model', model, '-o', 'out.csv', '--batch-size', '1'], stderr=subprocess.PIPE, text=True)

@@ -70,7 +70,7 @@ def test_old_python_is_told_what_to_do(monkeypatch):
 
 
 @needs_engine
-def test_build_complains_of_nothing(built): assert not built[1]
+def test_build_complains_of_nothing(built): assert not [o for o in built[1].splitlines() if o.startswith(('smalldocs:', '_quarto.yml:'))]
 
 
 @needs_engine

@@ -24,6 +24,7 @@ from ..core import HAS_SPECUTILS, BadInput, data_dir
 # %% ../../nbs/20_data.spectra.ipynb #3eed92c7
 C_KMS = 299792.458 # speed of light, km/s
 
+# %% ../../nbs/20_data.spectra.ipynb #dea8c381
 @dataclass(eq=False, repr=False)
 class Spectrum:
     "One observed spectrum"
@@ -219,6 +220,7 @@ def _role(column):
 # %% ../../nbs/20_data.spectra.ipynb #555fb78d
 XP_WAVE = 3360. + 20.*np.arange(343) # Å, vacuum
 
+# %% ../../nbs/20_data.spectra.ipynb #a7e10a63
 def _grid(name, cols, n):
     "Wavelengths in Å of `n` pixels, from whatever describes them"
     start = lambda a, b: float(np.ravel(cols[a])[0]) + float(np.ravel(cols[b])[0])*np.arange(n)
@@ -254,8 +256,8 @@ def from_columns(name:str|Path, # the file's name, for messages
                 ) -> list[Spectrum]: # one record a spectrum
     "Records of named columns; BadInput where wavelength or flux is missing"
     cols,labels = {},{}
-    for k,x in columns.items():
-        role,scale,in_air = _role(k)
+    for k in sorted(columns, key=lambda o: 'source_id' not in str(o).lower()): # the id is Gaia's where there are several
+        x,(role,scale,in_air) = columns[k],_role(k)
         if role is None or role in cols: labels[k] = x
         else: cols[role] = _real(name, 'wavelength', x)*((units or {}).get(k) or scale) if role=='wave' else x
         air |= in_air and role=='wave'
@@ -287,6 +289,7 @@ def _labels(columns, n, cut, meta):
 MAX_BYTES = 2**30 # of a file, unpacked
 MAX_GROWTH = 100 # unpacked over packed size, beyond 64 MB
 
+# %% ../../nbs/20_data.spectra.ipynb #88bfe8ae
 def _gunzip(name, data):
     "All members of a gzip stream, within the limits"
     limit,out = min(MAX_BYTES, max(2**26, MAX_GROWTH*len(data))),bytearray()
@@ -317,15 +320,17 @@ def _load(path):
 # %% ../../nbs/20_data.spectra.ipynb #307ac931
 MAX_HDUS = 300
 
-def _hdus(name, hdul, size):
+# %% ../../nbs/20_data.spectra.ipynb #38f503c9
+def _hdus(name, hdul, data):
     "The header-data units, each of them inside the file"
-    out = []
+    out,size = [],len(data)
     for i in range(MAX_HDUS):
         try: hdu = hdul[i]
         except IndexError: break
-        end = hdu.fileinfo()['datLoc'] + hdu.size
-        if not 0<=hdu.size<=MAX_BYTES or end>size: raise BadInput(name, f'the file ends early: its headers promise at least {end:,} bytes, it has {size:,}')
+        start,span = hdu.fileinfo()['datLoc'],hdu.fileinfo()['datSpan']
+        if not 0<=hdu.size<=MAX_BYTES or start+hdu.size>size: raise BadInput(name, f'the file ends early: its headers promise at least {start+hdu.size:,} bytes, it has {size:,}')
         out.append(hdu)
+    if data[start+span:start+span+8]==b'XTENSION': raise BadInput(name, f'the file ends early or is damaged in the header of extension {len(out)}')
     return out
 
 # %% ../../nbs/20_data.spectra.ipynb #1ec35f06
@@ -338,10 +343,12 @@ def _card(header, key):
 _CARDS = ('OBSID DESIG DATA_V TELESCOP MJD LMJD DATE-OBS PLANID SPID PLATEID FIBERID FIBERTYP OBJTYPE OBJNAME RA DEC CLASS SUBCLASS Z Z_ERR '
           'HELIO HELIO_RV EXPTIME BUNIT SN_U SN_G SN_R SN_I SN_Z SNRU SNRG SNRR SNRI SNRZ').split()
 
+# %% ../../nbs/20_data.spectra.ipynb #b44ae618
 def _facts(header, survey, layout, air):
     "Keywords for `from_arrays` that stand in a primary header"
     meta = {k.lower().replace('sn_', 'snr').replace('-', '_'): v for k in _CARDS if (v := _card(header, k)) is not None}
-    out = dict(meta=dict(survey=survey, layout=layout, **meta), rv=_rv(meta.get('z')), air=air or _card(header, 'VACUUM') is False)
+    if survey=='SDSS': meta |= {k: next((v for o in cs if (v := _card(header, o)) is not None), None) for k,cs in dict(ra=('PLUG_RA', 'RAOBJ'), dec=('PLUG_DEC', 'DECOBJ')).items()}
+    out = dict(meta=dict(survey=survey, layout=layout, **{k: v for k,v in meta.items() if v is not None}), rv=_rv(meta.get('z')), air=air or _card(header, 'VACUUM') in (False, 'F'))
     snr = meta.get('snrg')
     if isinstance(snr, (int, float)): out |= dict(snr=float(snr)); out['meta']['snr_from'] = 'header'
     return out
@@ -360,6 +367,21 @@ def _log_grid(name, header, n):
     return 10**np.clip(a + b*np.arange(n), -9, 9)
 
 # %% ../../nbs/20_data.spectra.ipynb #ec119715
+_CORES = np.array([3798.98, 3836.47, 3890.15, 3934.78, 3971.2, 4102.89, 4341.68, 4862.68, 6564.61]) # Å, vacuum: Balmer H10 to Hα and Ca II K
+
+def _line_cores(wave, flux, ivar, meta):
+    "Inverse variance with the cores of strong lines restored in LAMOST DR1 to DR3"
+    if meta.get('data_v', 'LAMOST DR1') not in ('LAMOST DR1', 'LAMOST DR2', 'LAMOST DR3'): return ivar
+    out = ivar.astype(float)
+    for line in _CORES:
+        near = np.flatnonzero((abs(wave-line)<12) & (flux>0))
+        lost,kept = near[ivar[near]==0],near[ivar[near]>0]
+        if 0<len(lost)<=2*len(kept):
+            out[lost] = ivar[kept].min()
+            meta['line_cores'] = meta.get('line_cores', 0) + len(lost)
+    return out
+
+# %% ../../nbs/20_data.spectra.ipynb #55706dd3
 def _read_image(name, hdus, air, exposures):
     "LAMOST DR1 to DR8 and SDSS spSpec: the primary image's rows"
     h,shape = hdus[0].header,hdus[0].shape
@@ -373,13 +395,14 @@ def _read_image(name, hdus, air, exposures):
     wave = image[2].astype(float)
     if not (MIN_WAVE<wave[0] and (np.diff(wave)>0).all()): wave = _log_grid(name, h, shape[1])
     kw = _facts(h, 'LAMOST', 'lamost-image', air)
-    return from_arrays(name, wave, image[0], ivar=image[1], mask=image[3] if shape[0]>3 else None, id=_lamost_id(kw['meta']), **kw)
+    return from_arrays(name, wave, image[0], ivar=_line_cores(wave, image[0], image[1], kw['meta']), mask=image[3] if shape[0]>3 else None, id=_lamost_id(kw['meta']), **kw)
 
 # %% ../../nbs/20_data.spectra.ipynb #13ebd52c
 def _table_columns(hdu):
     "Numbers and strings of a binary table by name; no variable-length arrays"
     return {c.name: hdu.data[c.name] for c in hdu.columns if not re.match(r'\d*[PQ]', c.format)}
 
+# %% ../../nbs/20_data.spectra.ipynb #aa7dc6e6
 def _sdss_id(meta): return '-'.join(str(meta[k]) for k in ('plateid', 'mjd', 'fiberid') if k in meta)
 
 # %% ../../nbs/20_data.spectra.ipynb #d71f807e
@@ -440,7 +463,7 @@ def _read_table(name, hdus, air, rows):
         if 'SPECTRUM' in hdu.header: return [Spectrum.from_table(Table.read(fits.HDUList([fits.PrimaryHDU(), hdu])))]
         roles = {_role(o)[0]: o for o in hdu.columns.names[::-1]}
         if 'flux' not in roles: continue
-        xp = re.fullmatch(r'343[ED]', hdu.columns[roles['flux']].format) and 'source_id' in str(roles.get('id')).lower()
+        xp = re.fullmatch(r'343[ED]', hdu.columns[roles['flux']].format) and 'source_id' in ' '.join(hdu.columns.names).lower()
         if not (xp or roles.keys() & {'wave', 'log'}): continue
         units = {c.name: u.Unit(c.unit, parse_strict='silent') for c in hdu.columns if c.unit}
         units = {k: o.to(u.AA) for k,o in units.items() if o.is_equivalent(u.AA)}
@@ -458,7 +481,7 @@ def _read_xp_images(name, hdus, air):
 def _read_fits(name, data, air=False, exposures=False, rows=None):
     "Any FITS layout; None where it is not known"
     with fits.open(io.BytesIO(data), memmap=False, disable_image_compression=True) as hdul:
-        hdus = _hdus(name, hdul, len(data))
+        hdus = _hdus(name, hdul, data)
         if (o := _read_image(name, hdus, air, exposures)): return o
         if (o := _read_coadd(name, hdus, air, exposures)): return o
         return _read_xp_images(name, hdus, air) or _read_table(name, hdus, air, rows)
@@ -565,13 +588,14 @@ def _read_text(name, data, air=False, exposures=False, rows=None):
     if (odd := next(((i, c) for i,c in cells if len(c)!=n), None)): raise BadInput(name, f'line {odd[0]+1} has {len(odd[1])} values instead of {n}')
     if names is None and n not in (2, 3): raise BadInput(name, f'{n} columns without names; a first line should name them')
     names = names or ['wave', 'flux', 'error'][:n]
-    return from_columns(name, {k: _column(name, k, [c[j] for _,c in cells]) for j,k in enumerate(names) if _role(k)[0]}, air, meta=dict(layout='text'))
+    return from_columns(name, {k: _column(name, k, [c[j] for _,c in cells]) if _role(k)[0] else None for j,k in enumerate(names)}, air, meta=dict(layout='text'))
 
 # %% ../../nbs/20_data.spectra.ipynb #d9c23c09
 def _read_ecsv(name, data, air=False, exposures=False, rows=None):
     "astropy's own text table"
     return _of_table(name, ascii.read(data.decode().splitlines(), format='ecsv'), air, rows)
 
+# %% ../../nbs/20_data.spectra.ipynb #2baac93d
 def _read_parquet(name, data, air=False, exposures=False, rows=None):
     "A Parquet table with a row a pixel"
     info = pq.ParquetFile(io.BytesIO(data)).metadata
@@ -596,6 +620,7 @@ _READERS = {b'SIMPLE  =': _read_fits, b'\x89HDF\r\n\x1a\n': _read_hdf5, b'PK\x03
 _REFUSED = {b'\x80': 'a pickle; pickles can run code and are never opened', b'\x93NUMPY': 'a bare array without wavelengths', b'BZh': 'bzip2; unpack it first',
             b'\xfd7zXZ': 'xz; unpack it first', b'\x1f\x8b': 'gzip within gzip', b'\x89PNG': 'a picture', b'\xff\xd8\xff': 'a picture', b'%PDF': 'a PDF document'}
 
+# %% ../../nbs/20_data.spectra.ipynb #5ca2dc01
 def _dispatch(name, path, **opts):
     "Reader by the first bytes"
     with open(path, 'rb') if os.path.isfile(path) else io.BytesIO() as f: big = f.read(8)==b'\x89HDF\r\n\x1a\n'
@@ -632,6 +657,7 @@ def read_spectra(path:str|Path, # a file of any supported layout, gzipped or not
 # %% ../../nbs/20_data.spectra.ipynb #e0ac7cd9
 ENDINGS = '.fits .fit .fts .csv .ecsv .txt .dat .tsv .asc .h5 .hdf5 .npz .parquet'.split()
 
+# %% ../../nbs/20_data.spectra.ipynb #6a228f96
 def _is_spectrum(path): return Path(path.name.lower().removesuffix('.gz')).suffix in ENDINGS and not path.name.startswith('.')
 
 # %% ../../nbs/20_data.spectra.ipynb #ed367cc2
@@ -659,16 +685,17 @@ def _made_up(wave, seed=0, teff=5800., snr=50.):
     sigma = flux/snr
     return flux + sigma*np.random.default_rng(seed).normal(size=wave.shape), sigma**-2.
 
+# %% ../../nbs/20_data.spectra.ipynb #e956c959
 _CARD_VALUES = dict(TELESCOP='LAMOST', OBSID=123456, DESIG='LAMOST J000000.00+000000.0', DATA_V='LAMOST DR0', LMJD=58000, MJD=57999, PLANID='MADEUP', SPID=1,
                     FIBERID=2, RA=10.5, DEC=41.25, CLASS='STAR', SUBCLASS='G2', Z=1e-4, SNRG=50., VACUUM=True, HELIO=True, COEFF0=3.5682, COEFF1=1e-4)
 
-# %% ../../nbs/20_data.spectra.ipynb #e956c959
+# %% ../../nbs/20_data.spectra.ipynb #e6425707
 def _example_lamost(layout):
     "HDUs of the LAMOST layouts"
     header,wave = fits.Header(_CARD_VALUES),10**(3.5682 + 1e-4*np.arange(3909))
     flux,ivar = _made_up(wave)
     none = 0*wave
-    if layout=='lamost-dr1': [header.remove(o) for o in ('OBSID', 'SNRG')]; header['SN_G'] = 50.
+    if layout=='lamost-dr1': [header.remove(o) for o in ('OBSID', 'SNRG', 'DATA_V')]; header['SN_G'] = 50.
     if layout in ('lamost-dr1', 'lamost-image'):
         return [fits.PrimaryHDU(np.array([flux, ivar, wave if layout=='lamost-image' else none+1, none, none], dtype='>f4'), header)]
     if layout=='lamost-mrs': [header.remove(o) for o in ('Z', 'SNRG')]
@@ -684,7 +711,7 @@ def _example_sdss(layout):
     log = 3.58 + 1e-4*np.arange(3800)
     flux,ivar = _made_up(10**log)
     if layout=='sdss-image':
-        header['COEFF0'] = 3.58
+        header.update(COEFF0=3.58, CRVAL1=3.58, CD1_1=1e-4, CRPIX1=1, CTYPE1='LINEAR')
         return [fits.PrimaryHDU(np.array([flux, flux, ivar**-.5, 0*log, 0*log], dtype='>f4'), header)]
     [header.remove(o) for o in ('Z', 'CLASS', 'SUBCLASS', 'SNRG')]
     cols = dict(flux=np.float32(flux), loglam=np.float32(log), ivar=np.float32(ivar), and_mask=np.zeros(3800, 'i4'), or_mask=np.zeros(3800, 'i4'))

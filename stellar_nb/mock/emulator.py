@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'ARMS', 'read_grid', 'theta_labels', 'matern', 'linear', 'gram', 'neg_log_likelihood', 'fit_group', 'PCAGP',
-           'half_spaces', 'Emulator']
+           'half_spaces', 'Emulator', 'holdout', 'regions', 'errors', 'quadratic_ridge', 'evaluate']
 
-# %% ../../nbs/11_mock.emulator.ipynb #b6615c8d
+# %% ../../nbs/11_mock.emulator.ipynb #06a2ca4d
 import json
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..core import data_dir, generator, package_data
 
-# %% ../../nbs/11_mock.emulator.ipynb #c309c03f
+# %% ../../nbs/11_mock.emulator.ipynb #a48bbd64
 LABELS = ('teff', 'logg', 'feh', 'alpha') # K, cgs, dex, dex
 ARMS = dict(lamost='lr', pfs='mr') # name of the arm → its suffix in the grid file
 
@@ -32,13 +32,13 @@ def read_grid(path:str|Path, # `stellar_grid.npz`
         o = dict(labels=d['label'], wave=d[f'wave_{ARMS[arm]}'], flux=d[f'norm_{ARMS[arm]}']/5e4, wave_cont=d['wave_cont'], cont=d['logcont'])
     return {k:torch.tensor(v, dtype=torch.float64) for k,v in o.items()}
 
-# %% ../../nbs/11_mock.emulator.ipynb #e74616ed
+# %% ../../nbs/11_mock.emulator.ipynb #74034584
 def theta_labels(labels:Tensor, # (batch, 4) teff in K, logg, feh, alpha
                 ) -> Tensor: # (batch, 4) 5040/teff, logg, feh, alpha
     "Labels with the inverse temperature θ = 5040/Teff in front"
     return torch.cat([5040/labels[..., :1], labels[..., 1:]], -1)
 
-# %% ../../nbs/11_mock.emulator.ipynb #77df54f8
+# %% ../../nbs/11_mock.emulator.ipynb #33bd833d
 _PRIOR = 10. # prior variance of the linear mean's coefficients, which are of order 1
 
 def matern(x:Tensor, # (batch, 4) scaled coordinates
@@ -55,7 +55,7 @@ def linear(x:Tensor, # (batch, 4) scaled coordinates
     "The terms of the linear mean"
     return torch.cat([torch.ones_like(x[:, :1]), x], 1)
 
-# %% ../../nbs/11_mock.emulator.ipynb #b385c80d
+# %% ../../nbs/11_mock.emulator.ipynb #1f548549
 def gram(theta:Tensor, # (6,) ln of four length scales, amplitude, noise
          x:Tensor, # (node, 4) scaled coordinates
         ) -> Tensor: # (node, node) covariance of the standardised coefficients
@@ -76,7 +76,7 @@ def neg_log_likelihood(theta:np.ndarray, # (6,) as in `gram`
     (.5*(W*K).sum()).backward()
     return float(.5*(c*alpha).sum() + c.shape[1]*L.diagonal().log().sum()), theta.grad.numpy()
 
-# %% ../../nbs/11_mock.emulator.ipynb #df05287f
+# %% ../../nbs/11_mock.emulator.ipynb #26ee0036
 def fit_group(x:Tensor, # (node, 4) scaled coordinates, float64
               c:Tensor, # (node, component) standardised coefficients of one group
               start:np.ndarray, # (6,) where to start, as in `gram`
@@ -86,7 +86,7 @@ def fit_group(x:Tensor, # (node, 4) scaled coordinates, float64
     theta = minimize(neg_log_likelihood, start, args=(x, c), jac=True, method='L-BFGS-B', bounds=bounds, options=dict(maxiter=80)).x
     return theta, torch.linalg.solve(gram(torch.tensor(theta), x), c)
 
-# %% ../../nbs/11_mock.emulator.ipynb #b78cb3ab
+# %% ../../nbs/11_mock.emulator.ipynb #c22f5296
 class PCAGP(nn.Module):
     "Vectors as a smooth function of scaled coordinates"
     def __init__(self,
@@ -113,7 +113,7 @@ class PCAGP(nn.Module):
                ) -> Tensor: # (batch, pixel)
         return torch.addmm(self.mean, self.coefficients(x, nodes).to(self.basis.dtype), self.basis)
 
-# %% ../../nbs/11_mock.emulator.ipynb #e41fa550
+# %% ../../nbs/11_mock.emulator.ipynb #a67fee6b
 @patch(cls_method=True)
 def fit(cls:PCAGP,
         x:Tensor, # (node, 4) scaled coordinates, float64
@@ -135,13 +135,13 @@ def fit(cls:PCAGP,
     self.mean.copy_(mean), self.basis.copy_(basis)
     return self
 
-# %% ../../nbs/11_mock.emulator.ipynb #f5457cbd
+# %% ../../nbs/11_mock.emulator.ipynb #dff75f92
 def half_spaces(x:Tensor, # (node, 4) scaled coordinates
                ) -> Tensor: # (facet, 5): unit normals and offsets, n·x + o ≤ 0 inside
     "The facets of the convex hull"
     return torch.tensor(np.unique(ConvexHull(x.numpy()).equations.round(9), axis=0))
 
-# %% ../../nbs/11_mock.emulator.ipynb #2fb0b7c3
+# %% ../../nbs/11_mock.emulator.ipynb #9292922c
 class Emulator(nn.Module):
     "Normalised flux and continuum as differentiable functions of the labels inside the hull of the computed nodes"
     def __init__(self,
@@ -170,7 +170,7 @@ class Emulator(nn.Module):
         "Normalised flux; ValueError outside the hull"
         return self.flux(self.scale(self.check(labels)), self.nodes)
 
-# %% ../../nbs/11_mock.emulator.ipynb #2a7546a1
+# %% ../../nbs/11_mock.emulator.ipynb #db8072c6
 @patch
 def inside(self:Emulator,
            labels:Tensor, # (batch, 4) teff in K, logg, feh, alpha
@@ -192,6 +192,12 @@ def check(self:Emulator,
     return labels
 
 @patch
+def label_range(self:Emulator) -> tuple[Tensor,Tensor]: # (4,) lowest and (4,) highest labels of any node
+    "The box around the nodes; much of it lies outside the hull"
+    low,high = self.low, self.low+self.span
+    return torch.cat([5040/high[:1], low[1:]]).float(), torch.cat([5040/low[:1], high[1:]]).float()
+
+@patch
 def continuum(self:Emulator,
               labels:Tensor, # (batch, 4) teff in K, logg, feh, alpha
              ) -> Tensor: # (batch, pixel) log10 of the surface flux of the continuum, erg/s/cm²/Å
@@ -199,7 +205,7 @@ def continuum(self:Emulator,
     c = self.cont.coefficients(self.scale(self.check(labels)), self.nodes).to(self.cont.basis.dtype)
     return torch.addmm(self._cont_mean, c, self._cont_basis)
 
-# %% ../../nbs/11_mock.emulator.ipynb #83943740
+# %% ../../nbs/11_mock.emulator.ipynb #f141a335
 @patch
 def prepare(self:Emulator) -> Emulator: # itself
     "Continuum components on the pixels; to be called when weights have changed"
@@ -229,7 +235,7 @@ def fit(cls:Emulator,
     self.flux,self.cont = PCAGP.fit(x, flux, groups), PCAGP.fit(x, cont, groups_cont)
     return self.prepare()
 
-# %% ../../nbs/11_mock.emulator.ipynb #084c6e41
+# %% ../../nbs/11_mock.emulator.ipynb #d9a3ad09
 @patch
 def save(self:Emulator,
          folder:str|Path, # where `<arm>.safetensors` and `<arm>.json` go
@@ -237,7 +243,8 @@ def save(self:Emulator,
         ):
     "Write weights and the facts about them"
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
-    save_file(self.state_dict(), folder/f'{arm}.safetensors')
+    save_file(self.state_dict(), path := folder/f'{arm}.safetensors')
+    path.chmod(0o644) # safetensors leaves it to its owner alone
     shape = dict(groups=self.flux.groups, groups_cont=self.cont.groups, nodes=len(self.nodes), facets=len(self.hull))
     (folder/f'{arm}.json').write_text(json.dumps(dict(arm=arm, labels=LABELS, **shape, **self.info), indent=1)+'\n')
 
@@ -254,3 +261,50 @@ def load(cls:Emulator,
     self.load_state_dict(state)
     self.info = info
     return self.prepare().requires_grad_(False).eval()
+
+# %% ../../nbs/11_mock.emulator.ipynb #6aa7558f
+def holdout(n:int, # number of nodes
+            seed:int=42, # seed of the split
+           ) -> tuple[Tensor,Tensor]: # indices to fit, indices to test (a tenth)
+    "A random tenth of the nodes and the rest"
+    i = torch.randperm(n, generator=generator(seed))
+    return i[n//10+1:], i[:n//10+1]
+
+def regions(labels:Tensor, # (node, 4) teff, logg, feh, alpha
+           ) -> dict[str,Tensor]: # name → (node,) bool
+    "Parts of the grid that are looked at separately"
+    t,g = labels[:, 0], labels[:, 1]
+    return dict(all=t > 0, dwarf=(g >= 3.8) & (t < 6500) & (t >= 4500), giant=(g < 3.8) & (t >= 4500) & (t < 6500), hot=t >= 6500, cool=t < 4500)
+
+def errors(pred:Tensor, # (node, pixel) emulated
+           true:Tensor, # (node, pixel) computed
+           labels:Tensor, # (node, 4) their labels
+          ) -> dict[str,dict]: # region → nodes, median, p95 and rms of |difference|
+    "Absolute errors by region"
+    e = (pred.double()-true).abs()
+    at = lambda v,q: float(np.quantile(v.numpy(), q))
+    return {k: dict(nodes=int(m.sum()), median=at(e[m], .5), p95=at(e[m], .95), rms=float(e[m].square().mean().sqrt()))
+            for k,m in regions(labels).items() if m.any()}
+
+# %% ../../nbs/11_mock.emulator.ipynb #f4d12eed
+def quadratic_ridge(x:Tensor, # (node, 4) scaled coordinates to fit
+                    y:Tensor, # (node, pixel) their spectra
+                    new:Tensor, # (batch, 4) where to predict
+                    ridge:float=1e-3, # penalty on the squared coefficients
+                   ) -> Tensor: # (batch, pixel)
+    "All terms up to the second order of the coordinates, by ridge regression"
+    i,j = torch.triu_indices(5, 5)
+    P,Q = linear(x)[:, i]*linear(x)[:, j], linear(new)[:, i]*linear(new)[:, j]
+    return Q@torch.linalg.solve(P.T@P + ridge*torch.eye(len(i), dtype=P.dtype), P.T@y)
+
+# %% ../../nbs/11_mock.emulator.ipynb #0d48fc15
+def evaluate(grid:dict[str,Tensor], # as from `read_grid`
+             seed:int=42, # seed of the split
+            ) -> dict[str,dict]: # 'flux', 'cont' (dex) and 'ridge' → region → errors
+    "Fit to nine tenths of the nodes and measure on the rest; the hull is not asked, the test nodes define part of it"
+    fit,test = holdout(len(grid['labels']), seed)
+    emu,l = Emulator.fit(grid, fit), grid['labels'][test]
+    x,nodes = emu.scale(l), emu.nodes
+    ridge = quadratic_ridge(nodes, grid['flux'][fit], x)
+    preds = dict(flux=emu.flux(x, nodes), cont=emu.cont(x, nodes), ridge=ridge)
+    return {k: errors(v, grid['cont' if k == 'cont' else 'flux'][test], l) for k,v in preds.items()}
