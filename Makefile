@@ -32,6 +32,7 @@ site: install  ## build the site into _docs/ from the outputs stored in the note
 export: install  ## write stellar_nb/ from the notebooks, and README.md from index.ipynb
 	$(BIN)/nbdev-export
 	$(BIN)/nbdev-clean
+	$(BIN)/python scripts/build_site.py --readme
 
 clean:  ## remove what the other commands made, .venv excepted
 	rm -rf _docs _proc .cache build dist *.egg-info

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .core import *
-from .data.preprocess import PreprocessConfig, grid, preprocess, stack
+from .data.preprocess import PreprocessConfig, counted, preprocess, stack
 from .data.spectra import Spectrum
 from .models.specvit import SpecViT, SpecViTConfig
 from .train.learner import LabelScale
@@ -56,7 +56,7 @@ def quantiles(model:LabelModel, # a trained model
     q = model.scale.decode(model.model.eval()(x, good))
     q[..., 0] -= q.new_tensor(model.margin)
     q[..., 2] += q.new_tensor(model.margin)
-    return q.sort(-1).values, good.float().sum(1)/(grid(model.prep) > 0).sum()
+    return q.sort(-1).values, good.float().sum(1)/counted(model.prep).sum()
 
 # %% ../nbs/90_pretrained.ipynb #fac3ace3
 def label_flags(spectrum:Spectrum, # as a reader returned it

@@ -76,14 +76,15 @@ LAYOUTS = ['lamost-dr1', 'lamost-image', 'lamost-table', 'sdss-coadd', 'sdss-ima
 def test_layouts(here, predict):
     "Every layout that covers the model's wavelengths gives labels, and the three LAMOST layouts of one star the same"
     files = [example_file(o, here).name for o in LAYOUTS]
-    status,_,err = predict(*files, '--rv', 30, '-o', 'out.csv')
+    status,_,err = predict(*files, '--rv', 29.98, '-o', 'out.csv')
     t = rows('out.csv')
     assert status == 0 and t.file.tolist() == files and set(t.status) == {'ok'} and set(t.reason) == {''}
     assert np.isfinite(t[[f'{l}{e}' for l in LABELS for e in ('', '_lo', '_hi')]]).all(axis=None)
     for l,tol in zip(LABELS, (2., .01, .01)):
         assert ((t[f'{l}_lo'] <= t[l]) & (t[l] <= t[f'{l}_hi'])).all()
         np.testing.assert_allclose(t[l][:3], t[l][0], atol=tol)
-    assert set(t.rv_source) == {'given'} and (t.rv == 30).all()
+    np.testing.assert_allclose(t.rv, 29.98, atol=.01)
+    assert dict(zip(LAYOUTS, t.rv_source)) == {o: 'header' if o.startswith(('lamost', 'sdss')) else 'given' for o in LAYOUTS}
     assert err == [f'spectra: {len(files)}, with labels: {len(files)}, failed: 0, written to out.csv']
 
 def test_several_spectra_in_a_file(here, predict):
@@ -94,12 +95,16 @@ def test_several_spectra_in_a_file(here, predict):
     assert all('7100–8850' in o and 'not covered' in o for o in t.reason[:2])
 
 def test_velocity_sources(here, predict, star):
-    "The header's velocity is used, then the given one; each is named"
-    write('a.fits', *star)
-    predict('a.fits', '-o', 'header.csv'); predict('a.fits', '--rv', '-200', '-o', 'given.csv')
-    h,g = rows('header.csv').iloc[0],rows('given.csv').iloc[0]
-    assert h.rv_source == 'header' and h.rv == pytest.approx(1e-4*299792.458, abs=.1)
-    assert g.rv_source == 'given' and g.rv == -200 and g.teff != h.teff
+    "From the header, else as given, else measured: each is named"
+    write('header.fits', *star)
+    for z,name in ((0., 'rest.csv'), (-2e-4, 'moving.csv')): pd.DataFrame(dict(wave=WAVE*(1+z), flux=star[0], ivar=star[1])).to_csv(name, index=False)
+    predict('.', '--rv', '-200', '-o', '../given.csv'); predict('.', '-o', '../measured.csv')
+    given,measured = (rows(f'../{o}.csv').set_index('file') for o in ('given', 'measured'))
+    assert given.rv_source.to_dict() == {'./header.fits': 'header', './rest.csv': 'given', './moving.csv': 'given'}
+    assert set(measured.rv_source[['./rest.csv', './moving.csv']]) == {'template'} and (given.rv[['./rest.csv', './moving.csv']] == -200).all()
+    assert given.rv['./header.fits'] == measured.rv['./header.fits'] == pytest.approx(1e-4*299792.458, abs=.1)
+    assert measured.rv['./moving.csv'] - measured.rv['./rest.csv'] == pytest.approx(-2e-4*299792.458, abs=6)
+    assert given.teff['./rest.csv'] != measured.teff['./rest.csv']
 
 def test_batches_do_not_matter(here, predict, star):
     for i in range(5): write(f'{i}.fits', star[0]*(1 + i*np.sin(WAVE/20)/9), star[1])

@@ -7,7 +7,7 @@ __all__ = ['LAMOST_WAVE', 'C_KMS', 'KINDS', 'SNR_BAND', 'lamost', 'draw_labels',
            'convolve_shift', 'extinction', 'light', 'noise_curves', 'save_noise', 'noise_sigma', 'Systematics',
            'distort', 'blemish', 'mock_lamost', 'benchmark', 'save_templates', 'templates']
 
-# %% ../../nbs/11b_mock.spectra.ipynb #790ad727
+# %% ../../nbs/11b_mock.spectra.ipynb #0181b580
 import json
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,7 +23,7 @@ from torch import Tensor
 from ..core import data_dir, generator, package_data
 from .emulator import Emulator
 
-# %% ../../nbs/11b_mock.spectra.ipynb #fc3e0c53
+# %% ../../nbs/11b_mock.spectra.ipynb #641d50a0
 LAMOST_WAVE = 10**(3.5682 + 1e-4*torch.arange(3909, dtype=torch.float64)) # vacuum Å
 C_KMS = 299792.458 # speed of light, km/s
 _DLN = 1e-4*np.log(10) # a pixel in ln λ: 69 km/s
@@ -33,7 +33,7 @@ def lamost() -> Emulator: # R = 1800
     "The shipped emulator of LAMOST's low-resolution spectra, read once"
     return Emulator.load('lamost')
 
-# %% ../../nbs/11b_mock.spectra.ipynb #c66510b4
+# %% ../../nbs/11b_mock.spectra.ipynb #996877ef
 def _rand(n, gen, *shape): return torch.rand(n, *shape, generator=gen)
 def _randn(n, gen, *shape): return torch.randn(n, *shape, generator=gen)
 
@@ -51,7 +51,7 @@ def _metals(n, gen):
     alpha = torch.tensor([.03, .2, .3])[pop] - torch.tensor([.15, .1, 0.])[pop]*feh + .04*_randn(n, gen)
     return feh, alpha
 
-# %% ../../nbs/11b_mock.spectra.ipynb #a22e57de
+# %% ../../nbs/11b_mock.spectra.ipynb #ea96fc16
 def _field(n, gen):
     "Dwarfs, subgiants and giants of the field"
     feh,alpha = _metals(n, gen)
@@ -78,7 +78,7 @@ def draw_labels(n:int, # number of stars
         have += len(kept[-1])
     return torch.cat(kept)[:n]
 
-# %% ../../nbs/11b_mock.spectra.ipynb #4aa867cb
+# %% ../../nbs/11b_mock.spectra.ipynb #607e5d1b
 def draw_conditions(labels:Tensor, # (batch, 4) teff, logg, feh, alpha
                     generator:torch.Generator, # source of randomness
                    ) -> dict[str,Tensor]: # `snr`, `rv` km/s, `ebv` mag, `vsini` km/s, each (batch,)
@@ -90,7 +90,7 @@ def draw_conditions(labels:Tensor, # (batch, 4) teff, logg, feh, alpha
     return dict(snr=(57*torch.exp(.9*_randn(n, generator))).clamp(5, 900), rv=(halo*_randn(n, generator)).clamp(-500, 500),
                 ebv=(-.08*_rand(n, generator).clamp_min(1e-3).log()).clamp(0, 1), vsini=(slow+fast).clamp(0, 300))
 
-# %% ../../nbs/11b_mock.spectra.ipynb #72c515c8
+# %% ../../nbs/11b_mock.spectra.ipynb #3465d767
 def gray_transform(u:Tensor, # frequency times half-width of the profile, any shape
                    eps:float=.6, # linear limb-darkening coefficient
                   ) -> Tensor: # same shape, 1 at u = 0
@@ -106,7 +106,7 @@ def smoothing(resolution:Tensor, # λ/FWHM wanted, at most `base`
     "Extra smoothing from one resolution to a lower one"
     return (resolution**-2 - base**-2).clamp_min(0).sqrt()/(2*np.sqrt(2*np.log(2)))/_DLN
 
-# %% ../../nbs/11b_mock.spectra.ipynb #17168d40
+# %% ../../nbs/11b_mock.spectra.ipynb #21d4c034
 def convolve_shift(flux:Tensor, # (batch, pixel) on pixels even in ln λ
                    rv:Tensor, # (batch,) km/s, positive is away from us
                    vsini:Tensor, # (batch,) km/s
@@ -126,7 +126,7 @@ def convolve_shift(flux:Tensor, # (batch, pixel) on pixels even in ln λ
     arms = [back(f*torch.exp(-.5*(w*s[:, None])**2)) for s in sigma.reshape(len(flux), -1).T]
     return arms[0] if len(arms) == 1 else torch.cat([arms[0][:, :split], arms[1][:, split:]], 1)
 
-# %% ../../nbs/11b_mock.spectra.ipynb #7a25c39b
+# %% ../../nbs/11b_mock.spectra.ipynb #206f4de1
 _A = (1., .104, -.609, .701, 1.137, -1.718, -.827, 1.647, -.505) # O'Donnell 1994, in powers of x - 1.82
 _B = (0., 1.952, 2.908, -3.989, -7.985, 11.102, 5.491, -10.805, 3.347)
 
@@ -140,7 +140,7 @@ def extinction(wave:Tensor, # (pixel,) Å, 3030 Å to 3.3 µm
     a,b = torch.where(x > 1.1, a, .574*x**1.61), torch.where(x > 1.1, b, -.527*x**1.61)
     return rv*a + b
 
-# %% ../../nbs/11b_mock.spectra.ipynb #9fec8c03
+# %% ../../nbs/11b_mock.spectra.ipynb #7c11acdf
 @lru_cache
 def _law(): return extinction(LAMOST_WAVE).float()
 _ARMS_AT = int(torch.searchsorted(LAMOST_WAVE, 5800.)) # where the pipeline joins the arms
@@ -158,15 +158,15 @@ def light(labels:Tensor, # (batch, 4) teff, logg, feh, alpha
     flux = convolve_shift(flux, rv, vsini, sigma, _ARMS_AT)*10**(-.4*ebv[:, None]*_law())
     return flux/flux.detach().median(1, keepdim=True).values
 
-# %% ../../nbs/11b_mock.spectra.ipynb #ca092d85
+# %% ../../nbs/11b_mock.spectra.ipynb #7e716b8b
 SNR_BAND = (LAMOST_WAVE > 4000) & (LAMOST_WAVE < 5500)
 _SKY_SNR = 40. # S/N below which the sky has its full part in the noise
 
 def noise_curves(flux:np.ndarray, # (star, 3909) real spectra, NaN where missing
                  ivar:np.ndarray, # (star, 3909) inverse variance
                 ) -> dict[str,Tensor]: # `photon` and `sky`, (3909,)
-    "The two curves of the noise model, medians over bright and faint stars; star-free pixels do not count"
-    f,iv = (np.where(np.isfinite(flux) & np.isfinite(ivar) & (ivar > 0), o, np.nan).astype('f8') for o in (flux, ivar))
+    "The two curves of the noise model, medians over bright and faint stars; pixels without light do not count"
+    f,iv = (np.where(np.isfinite(flux) & np.isfinite(ivar) & (ivar > 0) & (flux > 0), o, np.nan).astype('f8') for o in (flux, ivar))
     med = np.nanmedian(f, 1)[:, None]
     f,iv = f/med, iv*med**2
     snr = np.nanmedian((f*np.sqrt(iv))[:, SNR_BAND.numpy()], 1)
@@ -175,7 +175,7 @@ def noise_curves(flux:np.ndarray, # (star, 3909) real spectra, NaN where missing
     s = np.nanmedian((var-q*f)[(snr > 8) & (snr < _SKY_SNR)], 0).clip(0)
     return {k: torch.tensor(v, dtype=torch.float32) for k,v in dict(photon=q, sky=s).items()}
 
-# %% ../../nbs/11b_mock.spectra.ipynb #0ed6c1d7
+# %% ../../nbs/11b_mock.spectra.ipynb #1a48e9a3
 def save_noise(folder:str|Path, # where `noise.safetensors` goes
                path:str|Path, # `spectra.npz` of LAMOST
               ):
@@ -195,7 +195,7 @@ def noise_sigma(flux:Tensor, # (batch, 3909) noise-free, in units of the median
     sigma = (c['photon']*f + c['sky']/(1+(snr/_SKY_SNR)**2)[:, None]).sqrt()
     return sigma*((f/sigma)[:, SNR_BAND].median(1).values/snr)[:, None]
 
-# %% ../../nbs/11b_mock.spectra.ipynb #8fb45c9b
+# %% ../../nbs/11b_mock.spectra.ipynb #a4644dd0
 @dataclass(frozen=True)
 class Systematics:
     "Sizes of the imperfections of an instrument; `Systematics()` looks like real data, `Systematics(0, 0, 0, 0, 0, 0, 0, 0)` does nothing"
@@ -208,7 +208,7 @@ class Systematics:
     velocity:float = 5. # zero point of the wavelengths, km/s rms
     ivar:float = .1 # rms error of the stated noise, ln σ
 
-# %% ../../nbs/11b_mock.spectra.ipynb #d42da4ac
+# %% ../../nbs/11b_mock.spectra.ipynb #a2b6615b
 def _smooth_error(n, rms, gen, degree=5):
     "Random polynomials in the pixel with a given rms"
     x = torch.linspace(-1, 1, 3909)
@@ -241,7 +241,7 @@ def blemish(flux:Tensor, # (batch, 3909) noisy
     dead = (_rand(n, generator, 1) < sys.dead) & (red == (_rand(n, generator, 1) < .5))
     return flux.masked_fill(dead, 0), ivar.masked_fill((u < sys.bad) | dead, 0)
 
-# %% ../../nbs/11b_mock.spectra.ipynb #e99627ca
+# %% ../../nbs/11b_mock.spectra.ipynb #575a12db
 def _full(v, like): return torch.as_tensor(v, dtype=like.dtype).expand(len(like)) if not isinstance(v, Tensor) or v.dim() == 0 else v.to(like.dtype)
 
 def mock_lamost(labels:Tensor, # (batch, 4) teff, logg, feh, alpha
@@ -251,6 +251,7 @@ def mock_lamost(labels:Tensor, # (batch, 4) teff, logg, feh, alpha
                 vsini:Tensor|float=0., # (batch,) projected rotation, km/s
                 generator:torch.Generator|None=None, # source of randomness; None draws from PyTorch's own
                 systematics:Systematics|None=None, # imperfections besides noise; None for none
+                noise:bool=True, # False leaves the photon noise out, for a training loop that adds its own
                ) -> tuple[Tensor,Tensor]: # flux (batch, 3909) about 1, ivar (batch, 3909)
     "Mock LAMOST spectra in the observed frame on `LAMOST_WAVE`; ValueError for labels outside the emulator's hull"
     snr,rv,ebv,vsini = (_full(o, labels) for o in (snr, rv, ebv, vsini))
@@ -262,10 +263,10 @@ def mock_lamost(labels:Tensor, # (batch, 4) teff, logg, feh, alpha
     sigma = noise_sigma(clean, snr)
     ivar = sigma**-2
     if sys: clean,sigma = distort(clean, sigma, sys, generator), sigma*torch.exp(sys.ivar*_randn(n, generator, 1))
-    flux = clean + sigma*_randn(n, generator, clean.shape[1])
+    flux = clean + sigma*_randn(n, generator, clean.shape[1]) if noise else clean
     return blemish(flux, ivar, sys, generator) if sys else (flux, ivar)
 
-# %% ../../nbs/11b_mock.spectra.ipynb #5e3d1e43
+# %% ../../nbs/11b_mock.spectra.ipynb #f31ad677
 def benchmark(n:int=512, # stars in a batch
               repeats:int=4, # timed batches
               systematics:Systematics|None=None, # imperfections besides noise
@@ -285,7 +286,7 @@ def benchmark(n:int=512, # stars in a batch
         return n/float(np.median(times[1:]))
     finally: torch.set_num_threads(threads)
 
-# %% ../../nbs/11b_mock.spectra.ipynb #0ee72935
+# %% ../../nbs/11b_mock.spectra.ipynb #979511f8
 def save_templates(folder:str|Path, # where `templates.safetensors` and `templates.csv` go
                    source:str|Path, # folder with `templates.npz` and `labels.csv` of PyHammer
                   ):

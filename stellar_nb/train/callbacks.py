@@ -27,29 +27,28 @@ def add_noise(flux:Tensor, # (star, pixel) noise-free flux, any linear unit
 
 # %% ../../nbs/71_train.callbacks.ipynb #2f234adb
 class NoiseOnTheFly(Callback):
-    "Adds noise to `xb = (flux, sigma)`; in validation always the same"
+    "Adds noise to the flux in `xb = (flux, sigma, ...)`; in validation always the same"
     order = 10
     def __init__(self,
                  seed:int=42, # seed of the validation noise
                 ): self.seed = seed
     def before_validate(self): self.gen = generator(self.seed, self.dls.device)
     def before_batch(self):
-        flux,sigma = self.xb
-        self.learn.xb = (add_noise(flux, sigma, None if self.training else self.gen), sigma)
+        flux,sigma,*rest = self.xb
+        self.learn.xb = (add_noise(flux, sigma, None if self.training else self.gen), sigma, *rest)
 
 # %% ../../nbs/71_train.callbacks.ipynb #4a8aaf87
 class PreprocessBatch(Callback):
-    "Turns `xb = (flux, sigma)` into the model's input"
+    "Turns `xb = (flux, sigma, rv)` into the model's input, `(x, good)`"
     order = 20
     def __init__(self,
                  wave:Tensor, # (pixel,) wavelength of the batches, Å in vacuum
                  config:PreprocessConfig, # how real spectra will be preprocessed
                 ): self.wave,self.config = wave,config
     def before_batch(self):
-        flux,sigma = self.xb
+        flux,sigma,rv = self.xb
         ivar = torch.where(sigma.isfinite() & (sigma > 0), sigma**-2, torch.zeros_like(sigma))
-        rv = torch.zeros(len(flux), device=flux.device)
-        self.learn.xb = preprocess(self.wave.to(flux.device), flux, ivar, rv, self.config)  # x, good
+        self.learn.xb = preprocess(self.wave.to(flux.device), flux, ivar, rv, self.config)
 
 # %% ../../nbs/71_train.callbacks.ipynb #b9c4c30f
 class WarmCosine:
