@@ -7,23 +7,23 @@ __all__ = ['COLUMNS', 'FORMATS', 'Column', 'shown', 'list_inputs', 'Item', 'read
            'predict_rows', 'predict_files', 'terminal_table', 'write_table', 'picture_name', 'plot_prediction',
            'picture_writer', 'Refused', 'check_folder', 'check_output', 'parser', 'run_predict', 'main']
 
-# %% ../nbs/91_cli.ipynb #5af7f5be
+# %% ../nbs/91_cli.ipynb #c15b3b76
 import argparse, math, os, re, shutil, sys, tempfile, unicodedata, warnings
 from pathlib import Path
 from typing import Callable, Iterable, Iterator, NamedTuple
 
 from . import __version__
 
-# %% ../nbs/91_cli.ipynb #849a6f9e
+# %% ../nbs/91_cli.ipynb #a980bc5d
 class Column(NamedTuple):
     "What a table says about one of its columns"
     unit:str|None # unit; '' = a number without one, None = text
     text:str # description
 
-# %% ../nbs/91_cli.ipynb #1a0fd411
+# %% ../nbs/91_cli.ipynb #ad4686c8
 _labels = {'teff': ('K', 'effective temperature'), 'logg': ('dex', 'log10 of the surface gravity in cm/s2'), 'feh': ('dex', 'iron abundance relative to the Sun, [Fe/H]')}
 
-# %% ../nbs/91_cli.ipynb #ce288d36
+# %% ../nbs/91_cli.ipynb #b08972bc
 COLUMNS = {'file': Column(None, 'path as given; [i] counts the spectra of a file that holds several'),
            'status': Column(None, 'ok or failed'), 'reason': Column(None, 'why it failed'),
            **{f'{k}{end}': Column(unit, f'{what}{text}') for k,(unit,text) in _labels.items()
@@ -31,13 +31,13 @@ COLUMNS = {'file': Column(None, 'path as given; [i] counts the spectra of a file
            'snr': Column('', 'signal-to-noise ratio per pixel'), 'rv': Column('km / s', 'radial velocity that was taken out'),
            'rv_source': Column(None, 'header, given, template or empty (unknown)'), 'flags': Column(None, 'what to know about the prediction, words joined by commas')}
 
-# %% ../nbs/91_cli.ipynb #485bc301
+# %% ../nbs/91_cli.ipynb #3fd6050c
 def shown(name:str|Path, # a path, perhaps with line breaks or bytes that are no UTF-8
          ) -> str: # printable on one line
     "A name as tables and messages show it"
     return ''.join(c if c.isprintable() or c == '\u3000' else c.encode('unicode_escape', 'surrogatepass').decode('ascii') for c in str(name))
 
-# %% ../nbs/91_cli.ipynb #9c5a8879
+# %% ../nbs/91_cli.ipynb #c50dfbbb
 def list_inputs(paths:Iterable[str|Path], # files and directories
                 skip:str|Path|None=None, # the output, which is never an input
                ) -> list[str]: # files, each once, in order; a directory without any stands for itself
@@ -49,17 +49,17 @@ def list_inputs(paths:Iterable[str|Path], # files and directories
         for o in [o for o in inside if os.path.realpath(o) != skip] or [p]: files.setdefault(os.path.realpath(o), o)
     return list(files.values())
 
-# %% ../nbs/91_cli.ipynb #5efaf1d6
+# %% ../nbs/91_cli.ipynb #bd3aba05
 class Item(NamedTuple):
     "One spectrum on its way into the table"
     name:str # what the column `file` shows
     spectrum:'Spectrum|None' # as the reader returned it; None if it could not
     reason:str # why it failed; '' = it did not
 
-# %% ../nbs/91_cli.ipynb #e630e42d
+# %% ../nbs/91_cli.ipynb #988ba171
 def _reason(error): return f'cannot be used ({type(error).__name__}: {shown((str(error).splitlines() or [""])[0])[:200]})'
 
-# %% ../nbs/91_cli.ipynb #6cf734fe
+# %% ../nbs/91_cli.ipynb #7ef4c3a7
 def read_items(files:Iterable[str|Path], # files, one after the other
                air:bool=False, # plain tables hold wavelengths in air
               ) -> Iterator[Item]: # one for each spectrum, or one for a file that cannot be read
@@ -74,7 +74,7 @@ def read_items(files:Iterable[str|Path], # files, one after the other
             if not found: yield Item(shown(path), None, 'no spectrum in it')
             for i,s in enumerate(found): yield Item(shown(path) + f'[{i}]'*(len(found) > 1), s, '')
 
-# %% ../nbs/91_cli.ipynb #9fb6d841
+# %% ../nbs/91_cli.ipynb #a635bead
 def predict_safely(model:'Pretrained', # from `load_pretrained`
                    spectra:list, # `Spectrum` records
                    rv:float|None=None, # velocity where the header has none, km/s; None = by cross-correlation
@@ -90,14 +90,14 @@ def predict_safely(model:'Pretrained', # from `load_pretrained`
         half = len(spectra)//2
         return pd.concat([predict_safely(model, o, rv) for o in (spectra[:half], spectra[half:])], ignore_index=True)
 
-# %% ../nbs/91_cli.ipynb #1e0c8ee1
+# %% ../nbs/91_cli.ipynb #d06171c5
 def no_pixels(spectrum:'Spectrum', # as a reader returned it
              ) -> bool: # True when no pixel can be used
     "Is every pixel masked, NaN or without weight?"
     import numpy as np
     return not (np.isfinite(spectrum.flux) & (spectrum.ivar > 0) & ~spectrum.mask).any()
 
-# %% ../nbs/91_cli.ipynb #1723c5bc
+# %% ../nbs/91_cli.ipynb #6d67c6c4
 def why_not(spectrum:'Spectrum', # one that the model gave no labels
             needs:tuple[float,float], # rest wavelengths that the model looks at, Å
            ) -> str: # one clause
@@ -106,7 +106,7 @@ def why_not(spectrum:'Spectrum', # one that the model gave no labels
     if min(b, hi) - max(a, lo) < .6*(hi - lo): return f'wavelength not covered: the model needs {lo:.0f}–{hi:.0f} Å, the file has {a:.0f}–{b:.0f} Å'
     return f'too few usable pixels between {lo:.0f} and {hi:.0f} Å: masked, or no light left above the sky'
 
-# %% ../nbs/91_cli.ipynb #3d8f6f74
+# %% ../nbs/91_cli.ipynb #8a39ebe4
 def _blank(items):
     import numpy as np, pandas as pd
     rows = pd.DataFrame({k: [''] * len(items) if c.unit is None else np.nan for k,c in COLUMNS.items()}, index=range(len(items)))
@@ -115,7 +115,7 @@ def _blank(items):
 def _enter(rows, out):
     for k in out.columns.intersection(rows.columns): rows.loc[out.index, k] = out[k].fillna('') if COLUMNS[k].unit is None else out[k].astype(float)
 
-# %% ../nbs/91_cli.ipynb #6cc91874
+# %% ../nbs/91_cli.ipynb #6108cbfb
 def predict_rows(model:'Pretrained', # from `load_pretrained`
                  items:list[Item], # one batch
                  rv:float|None=None, # velocity where the header has none, km/s; None = by cross-correlation
@@ -133,7 +133,7 @@ def predict_rows(model:'Pretrained', # from `load_pretrained`
             reasons[i] = out.error[i] or (why_not(items[i].spectrum, model.needs) if missing else '')
     return rows.assign(reason=reasons, status=['failed' if r else 'ok' for r in reasons])
 
-# %% ../nbs/91_cli.ipynb #ec531671
+# %% ../nbs/91_cli.ipynb #47b14030
 def predict_files(files:Iterable[str|Path], # files, each holding one spectrum or more
                   model:'Pretrained', # from `load_pretrained`
                   air:bool=False, # plain tables hold wavelengths in air
@@ -150,7 +150,7 @@ def predict_files(files:Iterable[str|Path], # files, each holding one spectrum o
         if after: after(items, done[-1])
     return pd.concat(done, ignore_index=True) if done else pd.DataFrame(columns=list(COLUMNS))
 
-# %% ../nbs/91_cli.ipynb #baac8e24
+# %% ../nbs/91_cli.ipynb #20af570c
 _digits = {'teff': 0, 'logg': 2, 'feh': 2}
 
 def _cells(row, source):
@@ -158,7 +158,7 @@ def _cells(row, source):
     labels = [num(k, d) + ('' if math.isnan(row[k]) else f' ±{(row[f"{k}_hi"] - row[f"{k}_lo"])/2:.{d}f}') for k,d in _digits.items()]
     return [*labels, num('snr', 0), num('rv', 1), *([row['rv_source']] if source else [])]
 
-# %% ../nbs/91_cli.ipynb #51ec31a4
+# %% ../nbs/91_cli.ipynb #88ae0467
 def _columns(text): return sum(1 + (unicodedata.east_asian_width(c) in 'WF') for c in text)
 
 def _cut(text, width, keep_end=False):
@@ -166,7 +166,7 @@ def _cut(text, width, keep_end=False):
     while _columns(text) >= width: text = text[1:] if keep_end else text[:-1]
     return '…' + text if keep_end else text + '…'
 
-# %% ../nbs/91_cli.ipynb #b981f507
+# %% ../nbs/91_cli.ipynb #a077b013
 def _line(cells, files, flags, width):
     w = [max(map(len, o)) for o in zip(*cells)]
     longest,end = max(4, *map(_columns, files), 4),min(24, max(5, *map(len, flags), 5))
@@ -175,7 +175,7 @@ def _line(cells, files, flags, width):
     fill = lambda f: f + ' '*(name - _columns(f))
     return lambda f,o,end: '  '.join([fill(_cut(f, name, True)), *(pad(k, c) for k,c in enumerate(o)), end])
 
-# %% ../nbs/91_cli.ipynb #7dcb95d8
+# %% ../nbs/91_cli.ipynb #e761fb6b
 def terminal_table(rows:'DataFrame', # with the columns of `COLUMNS`
                    width:int=120, # characters in a line, at least 80
                   ) -> str: # lines, the header first
@@ -189,17 +189,17 @@ def terminal_table(rows:'DataFrame', # with the columns of `COLUMNS`
     for r,o in zip(records, cells[1:]): out.append(line(r['file'], o, r['flags']) if r['status'] == 'ok' else line(r['file'], [f"failed: {r['reason']}"], ''))
     return '\n'.join(_cut(o.rstrip(), width) for o in out)
 
-# %% ../nbs/91_cli.ipynb #bea37da7
+# %% ../nbs/91_cli.ipynb #39fe8f8f
 FORMATS = ('.csv', '.ecsv', '.parquet', '.fits')
 
-# %% ../nbs/91_cli.ipynb #d0ce880b
+# %% ../nbs/91_cli.ipynb #d93e0d14
 def _as_table(rows, meta):
     from astropy.table import Table
     table = Table({k: rows[k].to_numpy(str if c.unit is None else float) for k,c in COLUMNS.items()}, meta=meta)
     for k,c in COLUMNS.items(): table[k].info.unit,table[k].info.description = c.unit or None,c.text
     return table
 
-# %% ../nbs/91_cli.ipynb #85b321f8
+# %% ../nbs/91_cli.ipynb #34ed9a25
 def _write_fits(table, path):
     from astropy.io import fits
     ascii = lambda o: [s.encode('ascii', 'backslashreplace') for s in o] or [b'']
@@ -210,7 +210,7 @@ def _write_fits(table, path):
     hdu.header.update({k.upper(): v for k,v in table.meta.items()})
     hdu.writeto(path, overwrite=True)
 
-# %% ../nbs/91_cli.ipynb #bd91f6af
+# %% ../nbs/91_cli.ipynb #9c8a0a76
 def write_table(rows:'DataFrame', # with the columns of `COLUMNS`
                 path:str|Path, # its ending, one of `FORMATS`, chooses the format
                 meta:dict|None=None, # what else to note, short words to text: `dict(model='specvit_lamost')`
@@ -226,7 +226,7 @@ def write_table(rows:'DataFrame', # with the columns of `COLUMNS`
             case '.fits': _write_fits(_as_table(rows, meta), tmp)
             case other: raise ValueError(f'unknown ending {other!r}: use one of {", ".join(FORMATS)}')
 
-# %% ../nbs/91_cli.ipynb #915c1be3
+# %% ../nbs/91_cli.ipynb #0d0fd542
 def picture_name(name:str, # what the column `file` shows
                  taken:set, # names in use, lower case; the new one is added
                 ) -> str: # `….png`, unique
@@ -238,7 +238,7 @@ def picture_name(name:str, # what the column `file` shows
     taken.add(out.lower())
     return out + '.png'
 
-# %% ../nbs/91_cli.ipynb #8294a3da
+# %% ../nbs/91_cli.ipynb #ec255148
 def _draw_input(ax, spectrum, prep, **kwargs):
     import numpy as np
     from stellar_nb.data.preprocess import grid, preprocess, stack
@@ -248,7 +248,7 @@ def _draw_input(ax, spectrum, prep, **kwargs):
     g = np.asarray(grid(prep))
     plot_spectrum(g[g > 0], np.where(good, x, np.nan)[g > 0], ax, xlabel='rest wavelength (Å, vacuum)', ylabel='normalised', color=COLORS['model'], **kwargs)
 
-# %% ../nbs/91_cli.ipynb #2ea90fed
+# %% ../nbs/91_cli.ipynb #0c67f970
 def plot_prediction(spectrum:'Spectrum', # as the reader returned it, velocity filled in
                     row:dict, # its row of the table
                     prep:'PreprocessConfig', # how the model's input is made
@@ -266,7 +266,7 @@ def plot_prediction(spectrum:'Spectrum', # as the reader returned it, velocity f
     bottom.set_title(f'$T_{{\\rm eff}}$ {teff} K    log g {logg}    [Fe/H] {feh}' + f"    {row['flags']}", loc='left')
     return fig
 
-# %% ../nbs/91_cli.ipynb #44f353ac
+# %% ../nbs/91_cli.ipynb #688ff911
 def picture_writer(folder:str|Path, # where the pictures go
                    model:'Pretrained', # whose input is drawn
                   ) -> Callable: # `after` of `predict_files`
@@ -283,11 +283,11 @@ def picture_writer(folder:str|Path, # where the pictures go
                 with atomic_path(Path(folder)/picture_name(item.name, taken)) as tmp: plot_prediction(item.spectrum, row, model.prep).savefig(tmp)
     return write
 
-# %% ../nbs/91_cli.ipynb #1792c8be
+# %% ../nbs/91_cli.ipynb #3ac9ff36
 class Refused(Exception):
     "Nothing can be done; the message says why"
 
-# %% ../nbs/91_cli.ipynb #9c5eedd5
+# %% ../nbs/91_cli.ipynb #6879d1bd
 def check_folder(folder:str|Path, # where files will be written; made if it is missing
                 ):
     "Refuse a folder that cannot be written"
@@ -296,7 +296,7 @@ def check_folder(folder:str|Path, # where files will be written; made if it is m
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as e: raise Refused(f'{shown(folder)}: cannot be written ({e.strerror})') from None
 
-# %% ../nbs/91_cli.ipynb #7e4201c0
+# %% ../nbs/91_cli.ipynb #eebdb26f
 def check_output(path:str|Path, # where the table will be written
                  inputs:Iterable[str]=(), # paths as given
                 ):
@@ -306,7 +306,7 @@ def check_output(path:str|Path, # where the table will be written
     if any(os.path.realpath(o) == os.path.realpath(path) for o in inputs): raise Refused(f'{shown(path)}: is an input too and would be replaced')
     check_folder(Path(path).absolute().parent)
 
-# %% ../nbs/91_cli.ipynb #6926303e
+# %% ../nbs/91_cli.ipynb #93fcb5cf
 def _number(kind, low, high, what):
     def parse(text):
         try: value = kind(text)
@@ -315,7 +315,7 @@ def _number(kind, low, high, what):
         return value
     return parse
 
-# %% ../nbs/91_cli.ipynb #ae8e023c
+# %% ../nbs/91_cli.ipynb #8851a485
 _example = """examples:
   stellar_nb predict spec-55862-B6212_sp06-006.fits.gz
   stellar_nb predict dr10/ more/*.fits.gz -o labels.ecsv --plots pictures
@@ -328,7 +328,7 @@ T_eff in K, log g and [Fe/H] in dex, rv in km/s; _lo and _hi are the ends of a
 
 exit status: 0 all spectra have labels, 1 some failed, 2 nothing could be done"""
 
-# %% ../nbs/91_cli.ipynb #c435ec71
+# %% ../nbs/91_cli.ipynb #bc280b09
 def _predict_options(p):
     add = p.add_argument
     add('files', nargs='+', metavar='FILE', help='a spectrum, or a directory with spectra')
@@ -340,7 +340,7 @@ def _predict_options(p):
     add('--batch-size', type=_number(int, 1, 2**20, 'a whole number from 1'), default=256, metavar='N', help='spectra that go through the model at once (default: %(default)s)')
     add('--quiet', action='store_true', help='no progress bar and no summary; failures are still named on stderr')
 
-# %% ../nbs/91_cli.ipynb #70d75c5f
+# %% ../nbs/91_cli.ipynb #1d6797bd
 def parser() -> argparse.ArgumentParser: # of the whole command
     "The command's options"
     top = argparse.ArgumentParser('stellar_nb', description='Deep learning for stars, on the command line.', allow_abbrev=False)
@@ -351,12 +351,12 @@ def parser() -> argparse.ArgumentParser: # of the whole command
     _predict_options(p)
     return top
 
-# %% ../nbs/91_cli.ipynb #5e4352d1
+# %% ../nbs/91_cli.ipynb #b1d515b2
 def _say(*lines, bar=None):
     if lines and bar is not None and not bar.disable and bar.format_dict['elapsed'] > 2: bar.clear()
     for o in lines: print(o, file=sys.stderr, flush=True)
 
-# %% ../nbs/91_cli.ipynb #e85c7923
+# %% ../nbs/91_cli.ipynb #e6d96e8b
 def _report(bar, pictures):
     def after(items, rows):
         failed = rows[rows.status == 'failed']
@@ -364,7 +364,7 @@ def _report(bar, pictures):
         if pictures: pictures(items, rows)
     return after
 
-# %% ../nbs/91_cli.ipynb #200eb1ea
+# %% ../nbs/91_cli.ipynb #ab30df2e
 def _prepare(args):
     if args.output: check_output(args.output, args.files)
     if args.plots: check_folder(args.plots)
@@ -373,7 +373,7 @@ def _prepare(args):
     try: return load_pretrained(args.model)
     except BadInput as e: raise Refused(f'--model {shown(e)}') from None
 
-# %% ../nbs/91_cli.ipynb #6c266c53
+# %% ../nbs/91_cli.ipynb #fd407d8e
 def _finish(args, rows):
     if args.output: write_table(rows, args.output, dict(model=Path(args.model).name))
     elif len(rows): print(terminal_table(rows, shutil.get_terminal_size((120, 24)).columns), flush=True)
@@ -382,7 +382,7 @@ def _finish(args, rows):
     if not args.quiet: _say(f'spectra: {n}, with labels: {ok}, failed: {n-ok}' + (f', written to {shown(args.output)}' if args.output else ''))
     return 0 if ok == n else 1
 
-# %% ../nbs/91_cli.ipynb #107635ee
+# %% ../nbs/91_cli.ipynb #2de868d5
 def run_predict(args:argparse.Namespace, # parsed options
                ) -> int: # exit status
     "The command `predict`; Refused if nothing can be done"
@@ -394,7 +394,7 @@ def run_predict(args:argparse.Namespace, # parsed options
                          after=_report(bar, args.plots and picture_writer(args.plots, model)))
     return _finish(args, rows)
 
-# %% ../nbs/91_cli.ipynb #fa218113
+# %% ../nbs/91_cli.ipynb #a5b0945c
 def main(argv:list[str]|None=None, # words of the command line; None = those of this process
         ) -> int: # exit status
     "The command `stellar_nb`"

@@ -2,14 +2,15 @@
 import gzip, os, re, signal, subprocess, sys, time, weakref
 from pathlib import Path
 
-import numpy as np, pandas as pd, pytest
+import numpy as np, pandas as pd, pytest, torch
 from astropy.io import fits
 from astropy.table import Table
 
 from stellar_nb.cli import COLUMNS, main, picture_name
-from stellar_nb.core import data_dir, seed_everything
+from stellar_nb.core import data_dir, generator, seed_everything
 from stellar_nb.data.preprocess import PreprocessConfig
 from stellar_nb.data.spectra import example_file, read_spectra
+from stellar_nb.mock.spectra import mock_lamost
 from stellar_nb.models.specvit import SpecViT, SpecViTConfig
 from stellar_nb.pretrained import LabelModel, save_pretrained
 from stellar_nb.train.learner import LabelScale
@@ -125,6 +126,19 @@ def test_real_layouts(here, predict):
     assert status in (0, 1) and set(t.folder) == set(folders)
     assert (t[t.status == 'ok'].groupby('folder').size() > 0).sum() == len(folders)
     assert sum(': ' in e for e in err) >= (t.status == 'failed').sum()
+
+
+def test_shipped_model(here, capsys):
+    "The model that needs no name knows a dwarf from a giant"
+    labels = torch.tensor([[5777., 4.44, 0., 0.], [4600., 2.4, -.4, .1]])
+    two = lambda *v: torch.tensor(v)
+    flux,ivar = mock_lamost(labels, snr=two(100., 100.), rv=two(20., -50.), ebv=two(0., 0.), vsini=two(3., 3.), generator=generator(0))
+    for n,f,i in zip(('dwarf', 'giant'), flux, ivar): write(f'{n}.fits', f.numpy(), i.numpy(), z=(20. if n == 'dwarf' else -50.)/299792.458)
+    assert main(['predict', 'dwarf.fits', 'giant.fits', '-o', 'out.csv']) == 0
+    t = rows('out.csv')
+    np.testing.assert_allclose(t.teff, labels[:,0], atol=250)
+    np.testing.assert_allclose(t.logg, labels[:,1], atol=.7)
+    np.testing.assert_allclose(t.feh, labels[:,2], atol=.4)
 
 
 # --- bad files -----------------------------------------------------------------------------------------------------------------------------

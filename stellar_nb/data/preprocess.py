@@ -21,6 +21,7 @@ from torch import Tensor
 # %% ../../nbs/20b_data.preprocess.ipynb #c7a3fd78
 C_KMS = 299792.458 # speed of light, km/s
 
+# %% ../../nbs/20b_data.preprocess.ipynb #74755194
 @dataclass(frozen=True)
 class PreprocessConfig:
     "How a spectrum becomes a network's input (document 002, section 4.1)"
@@ -54,6 +55,7 @@ def _arm_grid(config, device): # (arm, pixel) Å; (arm, pixel) 1. inside the arm
     avoided = sum(((w >= a) & (w <= b) for a,b in config.avoid), start=torch.zeros_like(w, dtype=torch.bool))
     return w, ((k < size[:,None]) & ~avoided).float()
 
+# %% ../../nbs/20b_data.preprocess.ipynb #bd14f80d
 def join_arms(v:Tensor, # (arm, batch, pixel)
               config:PreprocessConfig=PreprocessConfig(), # gives the size of each arm
               fill:float=0, # value of the padding
@@ -67,6 +69,7 @@ def grid(config:PreprocessConfig=PreprocessConfig(), # gives arms, step and leng
     "The rest-frame wavelength of each output pixel, Å vacuum"
     return join_arms(_arm_grid(config, 'cpu')[0], config, fill=math.nan)
 
+# %% ../../nbs/20b_data.preprocess.ipynb #62e7c99b
 def counted(config:PreprocessConfig=PreprocessConfig(), # gives arms, step, length and windows to avoid
            ) -> Tensor: # (length,) bool
     "Which output pixels can be good: those of an arm, outside the windows to avoid"
@@ -88,26 +91,29 @@ def log_start(wave:Tensor, # (pixel,) or (batch, pixel) wavelength, Å
     off = wave/(wave[...,:1]*10**(step*k)) - 1
     return wave[...,:1].log10() if bool(off.abs().amax() < 1e-3*step*math.log(10)) else None
 
+# %% ../../nbs/20b_data.preprocess.ipynb #fcc7932a
 class Places(NamedTuple):
     "Where the rest-frame pixels lie in the observed spectra"
     left:Tensor # (arm, batch, pixel) pixel on the left; (arm, batch, 1), for the first one, where all others follow in order
     t:Tensor # the same shape: share of the way to the next pixel
     size:int # rest-frame pixels in an arm
+    before:int=0 # pixels missing at the blue end of the spectra for the arm that begins first
+    behind:int=0 # and at the red end
 
 # %% ../../nbs/20b_data.preprocess.ipynb #f881872d
 def locate(wave:Tensor, # (pixel,) or (batch, pixel) observed wavelength, increasing, Å
            rv:Tensor, # (batch,) radial velocity, km/s
            target:Tensor, # (arm, pixel) rest-frame wavelength wanted, Å, in equal steps of log10 λ
            step:float=1e-4, # the step of `target`
-           start:Tensor|None=None, # what `log_start` says about `wave`, if it has been asked already
           ) -> Places: # for `interpolate`
     "Find the rest-frame pixels in the observed spectra"
     n,doppler = wave.shape[-1], 1 + rv.double()[:,None]/C_KMS
-    if (start := log_start(wave, step) if start is None else start) is not None:
+    if (start := log_start(wave, step)) is not None:
         pos = (target[:,None,:1].log10() + doppler.log10() - start)/step
         left = pos.floor(); t = pos - left
         t = t*(1 + (t - 1)*step*math.log(10)/2) # equal steps in log λ are not quite equal in λ
-        return Places(left.long().clamp(-target.shape[-1]-1, n), t.float(), target.shape[-1])
+        left = left.long().clamp(-target.shape[-1]-1, n)
+        return Places(left, t.float(), target.shape[-1], max(0, -int(left.min())), max(0, int(left.max()) + target.shape[-1] + 1 - n))
     q = target[:,None]*doppler # arm batch pixel
     wave = wave.expand(*q.shape[:2], n).contiguous()
     left = (torch.searchsorted(wave, q, right=True) - 1).clamp(0, n-2)
@@ -115,13 +121,12 @@ def locate(wave:Tensor, # (pixel,) or (batch, pixel) observed wavelength, increa
     return Places(left, ((q - a)/(b - a)).float(), target.shape[-1])
 
 # %% ../../nbs/20b_data.preprocess.ipynb #001ecc65
-def _windows(v, left, size): # (arm, batch, size): `size` values from `left` on, (arm, batch), in each row of v, (batch, pixel)
-    lo,hi = max(0, -int(left.min())), max(0, int(left.max()) + size - v.shape[-1])
-    v = F.pad(v, (lo, hi)) if lo or hi else v.contiguous()
-    first = left + lo + v.shape[-1]*torch.arange(len(v), device=v.device)
+def _windows(v, at): # (arm, batch, pixel + 1): the values from `at.left` on, in each row of v, (batch, pixel)
+    v,size = F.pad(v, (at.before, at.behind)) if at.before or at.behind else v.contiguous(), at.size + 1
+    first = torch.arange(at.before, v.numel(), v.shape[-1], device=v.device) + at.left[...,0]
     if v.requires_grad: return v.flatten()[first[...,None] + torch.arange(size, device=v.device)]
     rows = v.as_strided((v.numel() - size + 1, size), (1, 1)) # every window there is; no memory is copied until the next line
-    return rows.index_select(0, first.flatten()).view(*left.shape, size)
+    return rows.index_select(0, first.flatten()).view(*first.shape, size)
 
 # %% ../../nbs/20b_data.preprocess.ipynb #876caab6
 def interpolate(v:Tensor, # (batch, pixel) observed
@@ -129,7 +134,7 @@ def interpolate(v:Tensor, # (batch, pixel) observed
                ) -> Tensor: # (arm, batch, pixel); 0 outside the observed wavelengths
     "Linear interpolation"
     if at.left.shape[-1] == 1:
-        v = _windows(v, at.left[...,0], at.size + 1) # arm batch pixel+1
+        v = _windows(v, at) # arm batch pixel+1
         return torch.lerp(v[...,:-1], v[...,1:], at.t)
     v = v.expand(len(at.left), *v.shape)
     inside = (at.t >= 0) & (at.t <= 1)
@@ -141,12 +146,12 @@ def resample(wave:Tensor, # (pixel,) or (batch, pixel) observed wavelength, incr
              ivar:Tensor, # (batch, pixel) inverse variance; 0 is bad
              rv:Tensor, # (batch,) radial velocity, km/s
              config:PreprocessConfig=PreprocessConfig(), # gives arms and step
-             start:Tensor|None=None, # what `log_start` says about `wave`, if it has been asked already
+             at:Places|None=None, # from `locate`, if it has been asked already
             ) -> tuple[Tensor,Tensor]: # flux (arm, batch, pixel), 0 where bad; good (arm, batch, pixel), 0. or 1.
     "Bring spectra to the rest frame, onto the pixels of the arms"
     wave,flux,ivar = wave.double(), flux.float(), ivar.float()
     target,inside = _arm_grid(config, flux.device)
-    at = locate(wave, rv, target, config.step, start)
+    at = locate(wave, rv, target, config.step) if at is None else at
     ok = torch.add(ivar, flux.detach(), alpha=0).gt_(0) # 0·NaN is NaN, which is not above 0
     good = interpolate(ok, at).gt_(1-1e-6).mul_(inside[:,None])
     return interpolate(flux.nan_to_num(0, 0, 0), at).mul_(good), good
@@ -174,25 +179,32 @@ def chebyshev(x:Tensor, # (..., pixel) in [-1, 1]
     while len(out) < n: out.append(2*x*out[-1] - out[-2])
     return torch.stack(out[:n], -2)
 
+# %% ../../nbs/20b_data.preprocess.ipynb #ce1afcd5
 @lru_cache(32)
 def _basis(config, device, dtype): # (arm, 2·degree + 1, pixel), zero outside the arm
     w,inside = _arm_grid(config, device)
     lo,hi = torch.tensor(config.arms, device=device, dtype=torch.float64).T[...,None]
     return (chebyshev(2*(w - lo)/(hi - lo) - 1, 2*config.degree + 1)*inside[:,None]).to(dtype)
 
+# %% ../../nbs/20b_data.preprocess.ipynb #7a5ae01e
 @lru_cache(32)
 def _sums(config, device): # (2·degree + 1, (degree + 1)²): from the sums m to the normal equations
     k = torch.arange(config.degree + 1, device=device); eye = torch.eye(2*config.degree + 1, device=device)
     return (eye[:,k[:,None]+k] + eye[:,(k[:,None]-k).abs()]).flatten(1)/2
 
 # %% ../../nbs/20b_data.preprocess.ipynb #6f1788b1
-def _fit_normal(y, good, basis, sums, ridge): # all fits at once by the normal equations; `ridge` (arm, batch) keeps the hopeless ones solvable
+def _fit_normal(y, good, basis, sums, ridge=None): # all fits at once by the normal equations; `ridge` (arm, batch) keeps the hopeless ones solvable
     P = basis[:,:math.isqrt(sums.shape[1])] # arm d pixel
     gram = ((basis@good.mT).mT@sums).unflatten(-1, (P.shape[1], -1)) # arm batch d d
-    chol = torch.linalg.cholesky_ex(gram + ridge[...,None,None]*sums[0].view(gram.shape[-2:]))[0]
+    if ridge is not None: gram = gram + ridge[...,None,None]*sums[0].view(gram.shape[-2:])
+    chol = torch.linalg.cholesky_ex(gram)[0]
     solve = lambda y: torch.cholesky_solve((P@y.mT).mT[...,None], chol)[...,0] # arm batch d
     coef = solve(y)
     return (coef + solve(torch.addcmul(y, coef@P, good, value=-1)))@P
+
+# %% ../../nbs/20b_data.preprocess.ipynb #192a3f88
+@lru_cache(32)
+def _enough(config, device): return .7*_arm_grid(config, device)[1].sum(-1, keepdim=True) # (arm, 1) good pixels
 
 def _fit_qr(y, good, basis): # (k, pixel), one fit after the other, in double precision; basis (k, d, pixel)
     q,r = torch.linalg.qr((basis*good[:,None].double()).mT)
@@ -205,13 +217,13 @@ def continuum(y:Tensor, # (arm, batch, pixel) flux, 0 where bad
               config:PreprocessConfig=PreprocessConfig(), # gives arms and degree
              ) -> Tensor: # (arm, batch, pixel)
     "Fit the continuum polynomial to the good pixels"
-    n = good.sum(-1)
-    thin = n < .75*_arm_grid(config, y.device)[1].sum(-1, keepdim=True)
-    fit = _fit_normal(y, good, _basis(config, y.device, y.dtype), _sums(config, y.device), thin*(n + 1))
-    redo = thin & (n >= max(config.min_pixels, config.degree + 1))
-    if not redo.any(): return fit
-    basis = _basis(config, y.device, torch.float64)[redo.nonzero()[:,0],:config.degree+1] # k d pixel
-    return fit.index_put((redo,), _fit_qr(y[redo], good[redo], basis))
+    n,tables = good.sum(-1), (_basis(config, y.device, y.dtype), _sums(config, y.device))
+    thin = n < _enough(config, y.device)
+    if not thin.any(): return _fit_normal(y, good, *tables)
+    fit = _fit_normal(y, good, *tables, thin*(n + 1))
+    arm,row = (thin & (n >= max(config.min_pixels, config.degree + 1))).nonzero(as_tuple=True)
+    fit[arm,row] = _fit_qr(y[arm,row], good[arm,row], _basis(config, y.device, torch.float64)[arm,:config.degree+1])
+    return fit
 
 # %% ../../nbs/20b_data.preprocess.ipynb #f23ebbb2
 def divide(y:Tensor, # (..., pixel) flux, 0 where bad
@@ -231,6 +243,7 @@ def _center(y, good): # (y - mean)·good and its standard deviation
     d = y.addcmul_(y.sum(-1, keepdim=True)/n, good, value=-1)
     return d, (torch.linalg.vector_norm(d, dim=-1, keepdim=True)/n.sqrt()).clamp(min=1e-6)
 
+# %% ../../nbs/20b_data.preprocess.ipynb #4eee9268
 def outliers(y:Tensor, # (..., pixel)
              good:Tensor, # (..., pixel) 0. or 1.
              clip:float=3., # limit in standard deviations; 0 for none
@@ -242,6 +255,7 @@ def outliers(y:Tensor, # (..., pixel)
     if clamp: return torch.maximum(torch.minimum(d, clip*std), -clip*std), good
     return y, d.detach().abs_().le_(clip*std.detach()).mul_(good)
 
+# %% ../../nbs/20b_data.preprocess.ipynb #a69ea4b5
 def zscore(y:Tensor, # (..., pixel)
            good:Tensor, # (..., pixel) 0. or 1.
           ) -> Tensor: # (..., pixel) zero mean and unit variance over the good pixels, 0 elsewhere
@@ -250,13 +264,14 @@ def zscore(y:Tensor, # (..., pixel)
     return d/std
 
 # %% ../../nbs/20b_data.preprocess.ipynb #f84ba66e
-def _preprocess(wave, flux, ivar, rv, start, config): # one piece of a batch
-    y,good = resample(wave, flux, ivar, rv, config, start)
+def _preprocess(wave, flux, ivar, rv, at, config): # one piece of a batch
+    y,good = resample(wave, flux, ivar, rv, config, at)
     y = median_filter(y, good, config.median)
     y,good = divide(y, good, continuum(y, good, config), config.floor, config.min_pixels)
     y,good = outliers(y, good, config.clip, config.clamp)
-    return join_arms(zscore(y, good), config), join_arms(good, config).bool()
+    return zscore(y, good), good # arm batch pixel
 
+# %% ../../nbs/20b_data.preprocess.ipynb #9727ecfd
 def preprocess(wave:Tensor, # (pixel,) or (batch, pixel) observed wavelength, increasing, Å vacuum
                flux:Tensor, # (batch, pixel) flux density, any linear unit
                ivar:Tensor, # (batch, pixel) inverse variance, 0 where bad
@@ -267,16 +282,22 @@ def preprocess(wave:Tensor, # (pixel,) or (batch, pixel) observed wavelength, in
     "Document 002, section 4.1; ValueError where a velocity is not finite"
     if not (ok := rv.isfinite() & (rv.abs() < C_KMS)).all():
         raise ValueError(f'rv: unknown or impossible for {int((~ok).sum())} of {len(rv)} spectra; measure it first (`fill_rv`) or pass 0')
-    start,pieces = log_start(wave.double(), config.step), len(flux.split(chunk))
-    per = lambda v: [v]*pieces if v is None or len(v) != len(flux) or v.ndim == 1 else v.split(chunk)
-    out = [_preprocess(*o, config) for o in zip(per(wave), flux.split(chunk), ivar.split(chunk), rv.split(chunk), per(start))]
-    return tuple(o[0] if len(o) == 1 else torch.cat(o) for o in zip(*out))
+    wave,shape = wave.double(), (len(flux), config.length)
+    at = None if log_start(wave, config.step) is None else locate(wave, rv, _arm_grid(config, flux.device)[0], config.step)
+    x,good = flux.new_zeros(shape, dtype=torch.float32), flux.new_zeros(shape, dtype=torch.bool)
+    for i in range(0, len(flux), chunk):
+        o = slice(i, i+chunk)
+        here = at and at._replace(left=at.left[:,o], t=at.t[:,o])
+        out = _preprocess(wave[o] if wave.ndim == 2 else wave, flux[o], ivar[o], rv[o], here, config)
+        for k,n,xs,goods in zip(np.cumsum((0,) + config.sizes), config.sizes, *out): x[o,k:k+n],good[o,k:k+n] = xs[:,:n],goods[:,:n]
+    return x, good
 
 # %% ../../nbs/20b_data.preprocess.ipynb #7c3dffa8
 def _pad_wave(w, n): # continue a wavelength array to `n` pixels, with its last ratio, so that it keeps increasing
     k = np.arange(1, n - len(w) + 1)
     return np.concatenate([w, w[-1]*(w[-1]/w[-2])**k])
 
+# %% ../../nbs/20b_data.preprocess.ipynb #c16c4e5f
 def stack(spectra:Sequence, # records with wave (Å vacuum), flux, ivar, mask (True is bad) and rv (km/s)
          ) -> tuple[Tensor,Tensor,Tensor,Tensor]: # wave (pixel,) or (batch, pixel) float64, flux and ivar (batch, pixel) float32, rv (batch,) float64
     "Tensors for `preprocess` from records of any length; unknown velocities stay NaN"

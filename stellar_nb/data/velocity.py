@@ -57,6 +57,7 @@ class Velocity(NamedTuple):
     peak:Tensor # correlation coefficient at the peak, 0…1
     template:Tensor # row of `TEMPLATES`
 
+# %% ../../nbs/20c_data.velocity.ipynb #5a8d541f
 def _parabola(g): # top of the parabola through g (batch, 3) at -1, 0, 1: its place (batch,) and its curvature, negative
     bend = (g[:,0] - 2*g[:,1] + g[:,2]).clamp(max=-1e-9)
     return ((g[:,0] - g[:,2])/(2*bend)).clamp(-1, 1), bend
@@ -98,6 +99,7 @@ def _use(s, rv, source, **meta): # write a velocity into a record
     s.rv,s.rv_source = float(rv), source
     s.meta.update(meta)
 
+# %% ../../nbs/20c_data.velocity.ipynb #4d658b43
 def fill_rv(spectra:Sequence, # records (`Spectrum`); they are changed in place
             given:float|Sequence[float]|None=None, # km/s, one for all or one each (NaN where unknown), for files without a velocity
             chunk:int=256, # stars at a time

@@ -8,7 +8,7 @@ __all__ = ['LAMOST_WAVE', 'C_KMS', 'KINDS', 'SNR_BAND', 'lamost', 'draw_labels',
            'distort', 'blemish', 'mock_lamost', 'benchmark', 'save_templates', 'templates']
 
 # %% ../../nbs/11b_mock.spectra.ipynb #0181b580
-import json
+import time
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -59,8 +59,10 @@ def _field(n, gen):
     dwarf = _interp(t, [3800, 5000, 5800, 6500, 7500], [4.68, 4.58, 4.45, 4.28, 4.2]) - .15*_rand(n, gen).log().neg() + .05*_randn(n, gen)
     giant = torch.where(_rand(n, gen) < .4, 2.45+.12*_randn(n, gen), 1+2.6*_rand(n, gen)**.7)
     cool = 4720 + 330*(giant-2.4) - 250*feh + 90*_randn(n, gen)
-    g = _rand(n, gen) < .35
-    return torch.stack([torch.where(g, cool, t), torch.where(g, giant, dwarf), feh, alpha], 1)
+    sub = torch.stack([5050+1200*_rand(n, gen), 3.4+.7*_rand(n, gen)])
+    kind = torch.bucketize(_rand(n, gen), torch.tensor([.57, .65])) # dwarf, subgiant, giant
+    pick = lambda *o: torch.stack(o).gather(0, kind[None])[0]
+    return torch.stack([pick(t, sub[0], cool), pick(dwarf, sub[1], giant), feh, alpha], 1)
 
 KINDS = dict(uniform=_uniform, field=_field)
 
@@ -198,9 +200,10 @@ def noise_sigma(flux:Tensor, # (batch, 3909) noise-free, in units of the median
 # %% ../../nbs/11b_mock.spectra.ipynb #a4644dd0
 @dataclass(frozen=True)
 class Systematics:
-    "Sizes of the imperfections of an instrument; `Systematics()` looks like real data, `Systematics(0, 0, 0, 0, 0, 0, 0, 0)` does nothing"
-    calibration:float = .05 # rms of a smooth error of the flux calibration, ln flux; polynomial of degree 5
-    arms:float = .03 # rms step between the two arms, ln flux
+    "Sizes of the imperfections of an instrument; `Systematics()` looks like real data, all zeros do nothing"
+    calibration:float = .03 # rms of a smooth error of the flux calibration, ln flux; polynomial of degree 5
+    arms:float = .04 # rms step between the two arms, ln flux
+    join:float = .05 # rms height of the bump that is left where the arms are joined, 5850–6150 Å, ln flux
     sky:float = .5 # residual of the sky subtraction, in units of the sky's noise; one sign for a whole spectrum
     bad:float = .015 # share of pixels that are unusable (ivar 0), half of them with a spike
     dead:float = .01 # share of spectra with one dead arm (flux and ivar 0)
@@ -215,15 +218,21 @@ def _smooth_error(n, rms, gen, degree=5):
     p = torch.stack([torch.special.legendre_polynomial_p(x, i)*(2*i+1)**.5 for i in range(1, degree+1)])
     return rms/degree**.5*_randn(n, gen, degree)@p
 
+def _bump(n, rms, gen):
+    "A bump of random height, place and width redward of the join of the arms"
+    u = _rand(n, gen, 2)
+    at,width = 5900+200*u[:, :1], 30+60*u[:, 1:]
+    return rms*_randn(n, gen, 1)*torch.exp(-.5*((LAMOST_WAVE.float()-at)/width)**2)
+
 def distort(flux:Tensor, # (batch, 3909) noise-free
             sigma:Tensor, # (batch, 3909) standard deviation of the noise
             sys:Systematics, # how much of everything
             generator:torch.Generator, # source of randomness
            ) -> Tensor: # (batch, 3909)
-    "Calibration error, arm mismatch and sky residual"
+    "Calibration error, arm mismatch, bump and sky residual"
     n = len(flux)
     ln = _smooth_error(n, sys.calibration, generator)
-    ln = ln + sys.arms*_randn(n, generator, 1)*(torch.arange(3909) >= _ARMS_AT)
+    ln = ln + sys.arms*_randn(n, generator, 1)*(torch.arange(3909) >= _ARMS_AT) + _bump(n, sys.join, generator)
     c = _curves()
     part = (c['sky']/(c['photon']+c['sky'])).sqrt()
     return flux*ln.exp() + sys.sky*sigma*part*_randn(n, generator, 1)
