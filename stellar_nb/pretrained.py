@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .core import *
+from .data.labels import LabelScale
 from .data.preprocess import PreprocessConfig, counted, preprocess, stack
 from .data.spectra import Spectrum
 from .models.specvit import SpecViT, SpecViTConfig
-from .train.learner import LabelScale
 
 # %% ../nbs/90_pretrained.ipynb #98a80571
 @dataclass
@@ -67,7 +67,7 @@ def label_flags(spectrum:Spectrum, # as a reader returned it
     "What a reader should know about a prediction"
     near = lambda v,lo,hi: not lo + .02*(hi-lo) < v < hi - .02*(hi-lo)
     flags = dict(no_coverage=covered < .5, few_pixels=.5 <= covered < .8, low_snr=spectrum.snr < 10, rv_unknown=not np.isfinite(spectrum.rv),
-                 rv_uncertain=bool(spectrum.meta.get('rv_uncertain')),
+                 rv_uncertain=spectrum.meta.get('rv_ok') is False,
                  edge=covered >= .5 and any(near(v, *model.limits[l]) for l,v in zip(model.labels, median)))
     return ','.join(k for k,v in flags.items() if v)
 
@@ -98,6 +98,7 @@ def _write(folder, model, half):
     (folder/'card.md').write_text(model.card)
     cast = lambda t: (t.half() if half and t.is_floating_point() else t).detach().cpu().contiguous()
     save_file({k: cast(v) for k,v in net.state_dict().items()}, folder/'model.safetensors')
+    (folder/'model.safetensors').chmod((folder/'config.json').stat().st_mode)  # safetensors makes it private
 
 # %% ../nbs/90_pretrained.ipynb #d0ec3054
 def save_pretrained(model:LabelModel, # what to save
@@ -135,6 +136,7 @@ def _network(folder):
     net.load_state_dict({k: v.float() if v.is_floating_point() else v for k,v in load_file(folder/'model.safetensors').items()})
     return net.eval().requires_grad_(False)
 
+# %% ../nbs/90_pretrained.ipynb #4a4a8e31
 def _prep(folder, net):
     o = json.loads((folder/'preprocessing.json').read_text())
     tuples = lambda d: {k: tuple(tuple(i) if isinstance(i, list) else i for i in v) if isinstance(v, list) else v for k,v in d.items()}

@@ -17,13 +17,14 @@ from fastcore.test import *
 from torch import Tensor
 
 from .core import *
+from .data.labels import LabelScale
 from .data.preprocess import PreprocessConfig
 from .mock.spectra import LAMOST_WAVE, SNR_BAND, Systematics, draw_conditions, draw_labels, lamost, mock_lamost
 from .models.specvit import SpecViT, SpecViTConfig
 from .objectives.quantile import conformal_margin, pinball
 from .pretrained import LabelModel, load_pretrained, quantiles, save_pretrained
 from .train.callbacks import NoiseOnTheFly, PreprocessBatch
-from .train.learner import Fresh, LabelScale, make_learner, train_cosine
+from .train.learner import Fresh, make_learner, train_cosine
 
 # %% ../nbs/92_recipes.ipynb #8166f029
 LAMOST_PREP = PreprocessConfig(arms=((4000., 5800.), (5800., 8798.)), clip=6., clamp=True, length=3440,
@@ -52,7 +53,7 @@ def mock_scale(n:int=4000, # stars drawn
 
 # %% ../nbs/92_recipes.ipynb #3250d8ae
 BATCH = 32
-PRESETS = dict(smoke=dict(epochs=1, batches=4, calibrate=200), laptop=dict(epochs=8, batches=240, calibrate=2000), shipped=dict(epochs=30, batches=400, calibrate=4000))
+PRESETS = dict(smoke=dict(epochs=1, batches=4, calibrate=200), laptop=dict(epochs=8, batches=240, calibrate=2000), shipped=dict(epochs=20, batches=400, calibrate=4000))
 
 # %% ../nbs/92_recipes.ipynb #b57f9ae7
 def calibrate(model:LabelModel, # trained; its `margin` is filled in
@@ -63,6 +64,7 @@ def calibrate(model:LabelModel, # trained; its `margin` is filled in
     q,true,_ = mock_quantiles(model, n, seed)
     return replace(model, margin=tuple(conformal_margin(q[..., 0], q[..., 2], true, model.coverage).tolist()))
 
+# %% ../nbs/92_recipes.ipynb #b70d0185
 def mock_quantiles(model:LabelModel, # a LAMOST model
                    n:int, # mock stars
                    seed:int, # of their survey
@@ -102,6 +104,7 @@ def _card_table(model, n, seed):
     head = '| SNR (g) | stars | '+' | '.join(f'{l} MAE (coverage)' for l in model.labels)+' |\n|---|---|'+'---|'*len(model.labels)
     return head+'\n'+'\n'.join(f'| {k} | {int(s.sum())} | '+' | '.join(cell(s, j) for j in range(len(model.labels)))+' |' for k,s in rows)
 
+# %% ../nbs/92_recipes.ipynb #1499f264
 def write_card(model:LabelModel, # trained and calibrated
                name:str, # of the model
                preset:str, # that trained it
@@ -128,6 +131,7 @@ Trained on synthetic spectra only (LTE, plane-parallel, scaled-solar C and N). O
 # %% ../nbs/92_recipes.ipynb #8931da5b
 RECIPES = dict(specvit_lamost=specvit_lamost)
 
+# %% ../nbs/92_recipes.ipynb #940fb0be
 def train_recipe(name:str, # of the model
                  preset:str='laptop', # 'smoke', 'laptop' or 'shipped'
                  out:str|Path='models', # folder that will hold the model's folder
@@ -142,6 +146,7 @@ def train_recipe(name:str, # of the model
     with atomic_path(folder/'history.csv') as tmp: history.to_csv(tmp, index=False)
     return folder
 
+# %% ../nbs/92_recipes.ipynb #be238645
 def main(argv:list[str]|None=None): # arguments; None = those of the command line
     "`python -m stellar_nb.recipes`"
     parser = argparse.ArgumentParser(prog='python -m stellar_nb.recipes', description='Train one of the models that are shipped with stellar_nb.')

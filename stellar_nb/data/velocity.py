@@ -15,6 +15,7 @@ import numpy as np, torch
 from fastcore.test import *
 from torch import Tensor
 
+from ..core import C_KMS
 from .preprocess import *
 from .preprocess import _arm_grid
 from ..mock.spectra import convolve_shift, lamost

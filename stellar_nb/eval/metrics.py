@@ -30,31 +30,35 @@ def _scored(f, true, pred):
     true,pred = known(true, pred)
     return float(f(true, pred)) if len(true) else np.nan
 
+# %% ../../nbs/80_eval.metrics.ipynb #e99f0229
 def mae(true:np.ndarray, # (star,) true label
         pred:np.ndarray, # (star,) prediction
        ) -> float: # unit of the label
     "Mean absolute error"
     return _scored(lambda t,p: abs(p - t).mean(), true, pred)
 
+# %% ../../nbs/80_eval.metrics.ipynb #c1091a5b
 def rmse(true:np.ndarray, # (star,) true label
          pred:np.ndarray, # (star,) prediction
         ) -> float: # unit of the label
     "Root of the mean squared error"
     return _scored(lambda t,p: np.sqrt(((p - t)**2).mean()), true, pred)
 
+# %% ../../nbs/80_eval.metrics.ipynb #b3c47776
 def bias(true:np.ndarray, # (star,) true label
          pred:np.ndarray, # (star,) prediction
         ) -> float: # unit of the label
     "Mean of predicted minus true"
     return _scored(lambda t,p: (p - t).mean(), true, pred)
 
-# %% ../../nbs/80_eval.metrics.ipynb #e99f0229
+# %% ../../nbs/80_eval.metrics.ipynb #c185bb10
 def mad_scatter(true:np.ndarray, # (star,) true label
                 pred:np.ndarray, # (star,) prediction
                ) -> float: # unit of the label
     "Robust standard deviation of the errors about their median"
     return _scored(lambda t,p: 1.4826*np.median(abs(p - t - np.median(p - t))), true, pred)
 
+# %% ../../nbs/80_eval.metrics.ipynb #a5c04556
 def r2(true:np.ndarray, # (star,) true label
        pred:np.ndarray, # (star,) prediction
       ) -> float: # 1 = perfect, 0 = no better than the mean of these stars; NaN if all true values are equal
@@ -146,7 +150,7 @@ def one_to_one(true:np.ndarray, # (star,) true label
     ax.plot(lim, lim, color=COLORS['data'], lw=.8)
     unit = f' ({UNITS[name]})' if name in UNITS else ''
     ax.set(xlim=lim, ylim=lim, aspect='equal', xlabel=f'true {name}{unit}', ylabel=f'predicted {name}{unit}')
-    ax.text(.04, .96, f'MAE {mae(t, p):.3g}\nbias {bias(t, p):+.2g}\nR² {r2(t, p):.3f}', transform=ax.transAxes, va='top', fontsize=8)
+    ax.text(.04, .96, f'MAE {mae(t, p):.3g}\nbias {bias(t, p):+.3g}\nR² {r2(t, p):.3f}', transform=ax.transAxes, va='top', fontsize=8)
     return ax
 
 # %% ../../nbs/80_eval.metrics.ipynb #e8e52fa3

@@ -50,6 +50,7 @@ def matern(x:Tensor, # (batch, 4) scaled coordinates
     r = (d2+1e-12).sqrt() # the derivative of a bare root is infinite at a node
     return (1 + r + d2/3)*torch.exp(-r)
 
+# %% ../../nbs/11_mock.emulator.ipynb #963a7d45
 def linear(x:Tensor, # (batch, 4) scaled coordinates
           ) -> Tensor: # (batch, 5) 1 and the coordinates
     "The terms of the linear mean"
@@ -63,6 +64,7 @@ def gram(theta:Tensor, # (6,) ln of four length scales, amplitude, noise
     ell,amp,noise = theta[:4].exp(), (2*theta[4]).exp(), (2*theta[5]).exp()
     return amp*matern(x, x, ell) + _PRIOR*linear(x)@linear(x).T + noise*torch.eye(len(x), dtype=x.dtype)
 
+# %% ../../nbs/11_mock.emulator.ipynb #554f29ec
 def neg_log_likelihood(theta:np.ndarray, # (6,) as in `gram`
                        x:Tensor, # (node, 4) scaled coordinates, float64
                        c:Tensor, # (node, component) standardised coefficients
@@ -180,6 +182,7 @@ def inside(self:Emulator,
     x = self.scale(labels.detach())
     return (x@self.hull[:, :4].T + self.hull[:, 4] <= tol).all(1)
 
+# %% ../../nbs/11_mock.emulator.ipynb #fb98ab3f
 @patch
 def check(self:Emulator,
           labels:Tensor, # (batch, 4) teff in K, logg, feh, alpha
@@ -191,12 +194,14 @@ def check(self:Emulator,
         raise ValueError(f'labels {i} ({said}) are outside the computed grid ({int((~ok).sum())} of {len(ok)} are); the emulator does not extrapolate')
     return labels
 
+# %% ../../nbs/11_mock.emulator.ipynb #36df54e5
 @patch
 def label_range(self:Emulator) -> tuple[Tensor,Tensor]: # (4,) lowest and (4,) highest labels of any node
     "The box around the nodes; much of it lies outside the hull"
     low,high = self.low, self.low+self.span
     return torch.cat([5040/high[:1], low[1:]]).float(), torch.cat([5040/low[:1], high[1:]]).float()
 
+# %% ../../nbs/11_mock.emulator.ipynb #4b5bdd5b
 @patch
 def continuum(self:Emulator,
               labels:Tensor, # (batch, 4) teff in K, logg, feh, alpha
@@ -217,6 +222,7 @@ def prepare(self:Emulator) -> Emulator: # itself
         self.register_buffer(f'_cont_{name}', (v[..., i-1]*(1-t) + v[..., i]*t).to(v.dtype), persistent=False)
     return self
 
+# %% ../../nbs/11_mock.emulator.ipynb #d9a3ad09
 @patch(cls_method=True)
 def fit(cls:Emulator,
         grid:dict[str,Tensor], # as from `read_grid`
@@ -235,7 +241,7 @@ def fit(cls:Emulator,
     self.flux,self.cont = PCAGP.fit(x, flux, groups), PCAGP.fit(x, cont, groups_cont)
     return self.prepare()
 
-# %% ../../nbs/11_mock.emulator.ipynb #d9a3ad09
+# %% ../../nbs/11_mock.emulator.ipynb #a9705dce
 @patch
 def save(self:Emulator,
          folder:str|Path, # where `<arm>.safetensors` and `<arm>.json` go
@@ -248,6 +254,7 @@ def save(self:Emulator,
     shape = dict(groups=self.flux.groups, groups_cont=self.cont.groups, nodes=len(self.nodes), facets=len(self.hull))
     (folder/f'{arm}.json').write_text(json.dumps(dict(arm=arm, labels=LABELS, **shape, **self.info), indent=1)+'\n')
 
+# %% ../../nbs/11_mock.emulator.ipynb #1e8b491a
 @patch(cls_method=True)
 def load(cls:Emulator,
          arm:str='lamost', # 'lamost' (R=1800, 3909 pixels) or 'pfs' (R=5000, 4096 pixels)
@@ -270,12 +277,14 @@ def holdout(n:int, # number of nodes
     i = torch.randperm(n, generator=generator(seed))
     return i[n//10+1:], i[:n//10+1]
 
+# %% ../../nbs/11_mock.emulator.ipynb #7d701690
 def regions(labels:Tensor, # (node, 4) teff, logg, feh, alpha
            ) -> dict[str,Tensor]: # name → (node,) bool
     "Parts of the grid that are looked at separately"
     t,g = labels[:, 0], labels[:, 1]
     return dict(all=t > 0, dwarf=(g >= 3.8) & (t < 6500) & (t >= 4500), giant=(g < 3.8) & (t >= 4500) & (t < 6500), hot=t >= 6500, cool=t < 4500)
 
+# %% ../../nbs/11_mock.emulator.ipynb #b8663466
 def errors(pred:Tensor, # (node, pixel) emulated
            true:Tensor, # (node, pixel) computed
            labels:Tensor, # (node, 4) their labels

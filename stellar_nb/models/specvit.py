@@ -75,6 +75,7 @@ def paper(cls:SpecViTConfig,
     "The network of document 003, Table 2.5"
     return cls(**changes)
 
+# %% ../../nbs/63_models.specvit.ipynb #f0e57b36
 @patch(cls_method=True)
 def laptop(cls:SpecViTConfig,
            **changes, # fields that differ
@@ -83,6 +84,7 @@ def laptop(cls:SpecViTConfig,
     return cls(**{**dict(length=3600, patch=40, width=96, depth=3, heads=4, hidden=384, dropout=0., attn_dropout=0., eps=1e-6,
                          labels=('teff', 'logg', 'feh'), quantiles=(.16, .5, .84)), **changes})
 
+# %% ../../nbs/63_models.specvit.ipynb #58f9a0d6
 @patch(cls_method=True)
 def tiny(cls:SpecViTConfig,
          **changes, # fields that differ
