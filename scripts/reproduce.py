@@ -6,6 +6,8 @@ succeeded is not repeated. With --store the notebooks are executed in place inst
 import argparse, hashlib, os, shutil, subprocess, sys, time
 from pathlib import Path
 
+from stellar_nb.core import data_dir
+
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT/'.cache'
 NBS = CACHE/'nbs'
@@ -25,8 +27,9 @@ def step(name, key, done, work):
     stamp,start = CACHE/'stamps'/name.replace('/', '_'),time.time()
     if done.exists() and stamp.exists() and stamp.read_text() == key: return print(f'  {name}: unchanged, kept', flush=True)
     print(f'  {name} ...', flush=True)
-    work()
     stamp.parent.mkdir(parents=True, exist_ok=True)
+    stamp.unlink(missing_ok=True)
+    work()
     stamp.write_text(key)
     print(f'  {name}: {time.time()-start:.0f} s', flush=True)
 
@@ -46,6 +49,7 @@ def execute(nb, **env):
 
 
 def reproduce():
+    if sys.version_info < (3, 11) and not shutil.which('quarto'): sys.exit('the site needs Python 3.11 or Quarto: make reproduce PYTHON=python3.12')
     lib = digest(ROOT/'stellar_nb')
     print(f'This takes about {sum(TRAINED.values()) + len(results(ROOT/"nbs"))//2 + 2} minutes on two cores; a second run only repeats what has changed.', flush=True)
     for name in TRAINED:
@@ -56,8 +60,8 @@ def reproduce():
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(nb, copy)
             execute(copy, STELLAR_NB_MODELS=str(CACHE/'models'))
-        step(f'execute {nb.relative_to(ROOT/"nbs")}', lib + digest(nb), copy, work)
-    step('build the site', lib + digest(ROOT/'nbs', NBS, ROOT/'_quarto.yml'), ROOT/'_docs'/'index.html', lambda: run('scripts/build_site.py', '--executed', NBS))
+        step(f'execute {nb.relative_to(ROOT/"nbs")}', lib + digest(nb) + os.environ.get('STELLAR_NB_SMOKE', '') + str(data_dir()), copy, work)
+    step('build the site', lib + digest(ROOT/'nbs', NBS, ROOT/'_quarto.yml', ROOT/'scripts'/'build_site.py'), ROOT/'_docs'/'index.html', lambda: run('scripts/build_site.py', '--executed', NBS))
     print(f'\nThe site: {ROOT/"_docs"/"index.html"}')
 
 

@@ -450,6 +450,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'stellar_nb.pretrained._prep': ('pretrained.html#_prep', 'stellar_nb/pretrained.py'),
                                        'stellar_nb.pretrained._write': ('pretrained.html#_write', 'stellar_nb/pretrained.py'),
                                        'stellar_nb.pretrained.find_model': ('pretrained.html#find_model', 'stellar_nb/pretrained.py'),
+                                       'stellar_nb.pretrained.known_class': ('pretrained.html#known_class', 'stellar_nb/pretrained.py'),
                                        'stellar_nb.pretrained.label_flags': ('pretrained.html#label_flags', 'stellar_nb/pretrained.py'),
                                        'stellar_nb.pretrained.load_pretrained': ( 'pretrained.html#load_pretrained',
                                                                                   'stellar_nb/pretrained.py'),

@@ -118,9 +118,9 @@ def write_card(model:LabelModel, # trained and calibrated
     return f"""# {name}
 SpecViT, {sum(p.numel() for p in model.model.parameters()):,} parameters, preset `{preset}`: {stars:,} mock LAMOST stars, each seen once with fresh noise, {seconds/60:.0f} minutes of training.
 
-Input: a spectrum that covers {model.needs[0]:.0f}–{model.needs[1]:.0f} Å (vacuum) with its radial velocity. Output: {', '.join(model.labels)} with intervals meant to hold {model.coverage:.0%} of stars.
+Input: a spectrum that covers {model.needs[0]:.0f}–{model.needs[1]:.0f} Å (vacuum) with its radial velocity. Output: {', '.join(model.labels)} with intervals that hold {model.coverage:.0%} of mock stars; on real stars they hold fewer.
 
-Training ranges: {ranges}; only the part of this box that the computed grid fills (see the emulator's page). Stars beyond it, T_eff > 8000 K or M dwarfs among them, get wrong labels.
+Training ranges: {ranges}; only the part of this box that the computed grid fills (see the emulator's page). Stars beyond it, T_eff > 8000 K or M dwarfs among them, get wrong labels, and only those that the file's header gives another class are flagged.
 
 Trained on synthetic spectra only (LTE, plane-parallel, scaled-solar C and N). Of real data, nothing but the median noise curves of LAMOST took part in it.
 
@@ -142,9 +142,7 @@ def train_recipe(name:str, # of the model
     model,history = RECIPES[name](preset, seed)
     p,seconds = PRESETS[preset], time.perf_counter() - start
     model.card = write_card(model, name, preset, p['epochs']*p['batches']*BATCH, seconds, n=2*p['calibrate'])
-    folder = save_pretrained(model, Path(out)/name)
-    with atomic_path(folder/'history.csv') as tmp: history.to_csv(tmp, index=False)
-    return folder
+    return save_pretrained(model, Path(out)/name, history=history)
 
 # %% ../nbs/92_recipes.ipynb #be238645
 def main(argv:list[str]|None=None): # arguments; None = those of the command line

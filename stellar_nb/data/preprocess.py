@@ -117,7 +117,8 @@ def locate(wave:Tensor, # (pixel,) or (batch, pixel) observed wavelength, increa
     wave = wave.expand(*q.shape[:2], n).contiguous()
     left = (torch.searchsorted(wave, q, right=True) - 1).clamp(0, n-2)
     a,b = wave.gather(-1, left), wave.gather(-1, left+1)
-    return Places(left, ((q - a)/(b - a)).float(), target.shape[-1])
+    t = ((q - a)/(b - a)).masked_fill(b - a > 10*step*math.log(10)*a, -1) # no bridge over a gap of more than ten pixels
+    return Places(left, t.float(), target.shape[-1])
 
 # %% ../../nbs/20b_data.preprocess.ipynb #001ecc65
 def _windows(v, at): # (arm, batch, pixel + 1): the values from `at.left` on, in each row of v, (batch, pixel)

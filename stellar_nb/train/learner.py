@@ -30,7 +30,7 @@ class Fresh:
                  batch_size:int, # stars a batch
                  seed:int=42, # the survey's seed
                  fixed:bool=False, # the same batches in every epoch, as validation wants it
-                 device:torch.device|None=None, # where batches are made; None = `default_device()`
+                 device:torch.device|None=None, # where batches go; None = `default_device()`
                 ):
         self.make,self.n_batches,self.bs,self.seed,self.fixed = make,n_batches,batch_size,seed,fixed
         self.device,self.epoch,self.kept = device or default_device(),0,{}
@@ -46,16 +46,16 @@ class Fresh:
         "Batch `i` of the current epoch"
         if i in self.kept: return self.kept[i]
         seed = np.random.SeedSequence([self.seed, self.epoch, i]).generate_state(1, np.uint64).item() >> 1
-        xb,yb = self.make(self.bs, generator(seed, self.device))
-        out = (*xb, yb) if isinstance(xb, tuple) else (xb, yb)
+        xb,yb = self.make(self.bs, generator(seed))  # drawn on the CPU: the same stars on every machine
+        out = tuple(o.to(self.device) for o in ((*xb, yb) if isinstance(xb, tuple) else (xb, yb)))
         if self.fixed: self.kept[i] = out
         return out
 
     def to(self,
-           device:torch.device, # where batches are made from now on
+           device:torch.device, # where batches go from now on
           ): # itself
         "fastai moves its loaders to the model's device"
-        self.device = device
+        self.device,self.kept = device,{}
         return self
 
 # %% ../../nbs/70_train.learner.ipynb #c7010dd2
