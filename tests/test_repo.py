@@ -59,3 +59,18 @@ def test_cells_are_small():
     assert statistics.median(sizes) <= 8
     assert sizes[int(.9*(len(sizes)-1))] <= 25
     assert sizes[-1] <= 60
+
+
+def test_readme_is_the_home_page(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT/'scripts'))
+    import build_site
+    cfg = build_site.settings()
+    monkeypatch.setattr(build_site, 'settings', lambda: cfg)
+    monkeypatch.setattr(build_site, 'ROOT', tmp_path)
+    build_site.readme()
+    assert (tmp_path/'README.md').read_text() == (ROOT/'README.md').read_text(), 'run make export'
+
+
+def test_model_is_shipped():
+    from stellar_nb.pretrained import find_model
+    assert find_model('specvit_lamost') == ROOT/'stellar_nb'/'data'/'models'/'specvit_lamost'
