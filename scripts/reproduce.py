@@ -53,7 +53,8 @@ def reproduce():
     lib = digest(ROOT/'stellar_nb')
     print(f'This takes about {sum(TRAINED.values()) + len(results(ROOT/"nbs"))//2 + 2} minutes on two cores; a second run only repeats what has changed.', flush=True)
     for name in TRAINED:
-        step(f'train {name}', lib, CACHE/'models'/name, lambda: run('-m', 'stellar_nb.recipes', name, '--preset', 'laptop', '--out', CACHE/'models'))
+        step(f'train {name}', lib, CACHE/'models'/name, 
+             lambda: run('-m', 'stellar_nb.recipes', name, '--preset', 'laptop', '--out', CACHE/'models', OMP_NUM_THREADS='1'))  # small batches: a second thread costs more than it gives
     for nb in results(ROOT/'nbs'):
         copy = NBS/nb.relative_to(ROOT/'nbs')
         def work():

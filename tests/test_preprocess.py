@@ -7,6 +7,7 @@ import numpy as np, pytest, torch
 from scipy.ndimage import generic_filter
 from scipy.signal import medfilt
 
+from stellar_nb.core import C_KMS
 from stellar_nb.data.preprocess import *
 from stellar_nb.data.velocity import PEAK, fill_rv, radial_velocity
 from stellar_nb.mock.spectra import lamost
@@ -37,6 +38,9 @@ def reference(wave, flux, ivar, rv, config=CONFIG):
         w = np.exp(np.log(lo) + config.step*np.log(10)*np.arange(n))
         seen = w*(1 + rv/C_KMS)
         y, good = np.interp(seen, wave, flux), np.interp(seen, wave, ok*1., left=0, right=0) > 1 - 1e-6
+        left = np.clip(np.searchsorted(wave, seen, side='right') - 1, 0, len(wave) - 2)
+        bridge = np.diff(wave)[left] > 10*config.step*np.log(10)*wave[left]  # no interpolation over a gap
+        y, good = np.where(bridge, 0, y), good & ~bridge
         whole = generic_filter(good*1., np.min, 3, mode='constant') > 0
         y = np.where(whole, medfilt(y, 3), y)
         x = np.zeros(n)
@@ -207,3 +211,13 @@ def test_noise_is_flagged():
     rng = np.random.default_rng(0)
     out = fill_rv([record(WAVE, 1 + .3*rng.normal(size=3909), np.full(3909, 11.)) for _ in range(20)])
     assert not any(s.meta.get('rv_ok', False) for s in out)
+
+
+def test_no_bridge_over_a_gap():
+    "Rows missing from a table are missing, not interpolated"
+    wave = torch.arange(3700., 9000., 1.5, dtype=torch.float64)
+    wave = wave[(wave < 4600) | (wave > 7000)]
+    flux = torch.ones(1, len(wave)) + .1*torch.sin(wave/40).float()
+    _, good = preprocess(wave, flux, torch.ones_like(flux), torch.zeros(1))
+    hole = (grid() > 4601) & (grid() < 6999)
+    assert not good[0, hole].any() and good[0, (grid() > 7100) & (grid() < 8700)].all()
