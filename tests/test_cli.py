@@ -13,7 +13,7 @@ from stellar_nb.data.spectra import example_file, read_spectra
 from stellar_nb.mock.spectra import mock_lamost
 from stellar_nb.models.specvit import SpecViT, SpecViTConfig
 from stellar_nb.pretrained import LabelModel, save_pretrained
-from stellar_nb.train.learner import LabelScale
+from stellar_nb.data.labels import LabelScale
 
 LABELS = ('teff', 'logg', 'feh')
 REAL = (p := data_dir('lamost_formats')) and p.resolve()
@@ -225,10 +225,12 @@ def test_names(here, predict, star):
     assert rows('out.csv').file.tolist() == pd.read_parquet('out.parquet').file.tolist() == Table.read('out.ecsv')['file'].tolist() == want
     assert [o for o in fits.getdata('out.fits', 1)['file']] == ['my star.fits', '\\u6052\\u661f.fits', *want[2:]]
     status,out,_ = predict(*names)
-    assert status == 0 and len(out.splitlines()) == 5
+    assert status == 0 and len([o for o in out.splitlines() if not o.startswith('    ')]) == 5
 
 def test_same_file_once(here, predict, star):
     write('a.fits', *star); os.symlink('a.fits', 'link.fits'); os.mkdir('d'); write('d/b.fits', *star)
+    assert predict('link.fits', 'd', 'a.fits', '-o', 'out.csv')[0] == 0
+    assert rows('out.csv').file.tolist() == ['a.fits', 'd/b.fits']
     assert predict('a.fits', './a.fits', 'link.fits', 'd', 'd/b.fits', 'd/', '-o', 'out.csv')[0] == 0
     assert rows('out.csv').file.tolist() == ['a.fits', 'd/b.fits']
 
@@ -238,16 +240,114 @@ def test_output_is_no_input(here, predict, star):
     for _ in range(2): assert predict('.', '-o', 'labels.csv')[0] == 0
     assert rows('labels.csv').file.tolist() == ['./a.fits']
 
+@pytest.mark.parametrize('args', (['d', '-o', 'd/star.csv'], ['-o', 'd/star.csv', 'other.fits']))
+def test_output_replaces_no_spectrum(here, predict, star, args):
+    "Neither one in a directory among the inputs nor the one that a shell put behind -o"
+    os.mkdir('d'); write('other.fits', *star)
+    pd.DataFrame(dict(wave=WAVE, flux=star[0])).to_csv('d/star.csv'); old = Path('d/star.csv').read_bytes()
+    status,_,err = predict(*args)
+    assert status == 2 and 'holds a spectrum' in err[-1] and Path('d/star.csv').read_bytes() == old
+
+def test_own_tables_are_no_inputs(here, predict, star):
+    "Skipped in a directory, named where they are asked for"
+    os.mkdir('d'); write('d/a.fits', *star); Path('d/b.fits').touch()
+    for end in ('csv', 'ecsv', 'parquet', 'fits'): predict('d', '-o', f'd/labels.{end}')
+    os.unlink('d/b.fits')
+    status,_,err = predict('d', '-o', 'out.csv')
+    assert status == 0 and rows('out.csv').file.tolist() == ['d/a.fits'], err
+    tables = [f'd/labels.{end}' for end in ('csv', 'ecsv', 'parquet', 'fits')]
+    assert predict('d/a.fits', *tables, '-o', 'out.csv')[0] == 1
+    assert rows('out.csv').reason.tolist() == [''] + ['a table of predictions, not a spectrum']*4
+
+@pytest.mark.skipif(not hasattr(os, 'geteuid'), reason='no POSIX permissions')
+def test_closed_folder(here, predict, star, monkeypatch):
+    "A folder that may not be listed is a failed row"
+    os.makedirs('d/closed'); write('d/a.fits', *star); write('d/closed/b.fits', *star)
+    if os.geteuid(): os.chmod('d/closed', 0)
+    else: # nothing is closed to root
+        scan = os.scandir
+        def refuse(path='.'):
+            if str(path).endswith('closed'): raise PermissionError(13, 'Permission denied', str(path))
+            return scan(path)
+        monkeypatch.setattr(os, 'scandir', refuse)
+    status,_,err = predict('d', '-o', 'out.csv')
+    os.chmod('d/closed', 0o700)
+    assert status == 1 and rows('out.csv').file.tolist() == ['d/a.fits', 'd/closed'] and err[0] == 'd/closed: permission denied'
+
+def test_coarse_or_constant(here, predict, star, monkeypatch):
+    "Neither is shown to the model nor cross-correlated"
+    import stellar_nb.data.velocity as velocity
+    monkeypatch.setattr(velocity, 'radial_velocity', lambda *a, **k: pytest.fail('cross-correlated'))
+    write('a.fits', *star)
+    wave = np.arange(3360., 10220., 20)
+    pd.DataFrame(dict(wave=wave, flux=np.interp(wave, WAVE, star[0]), ivar=1.)).to_csv('xp.csv', index=False)
+    pd.DataFrame(dict(wave=WAVE, flux=3., ivar=1.)).to_csv('flat.csv', index=False)
+    assert predict('a.fits', 'xp.csv', 'flat.csv', '-o', 'out.csv')[0] == 1
+    t = rows('out.csv')
+    assert t.reason.tolist() == ['', 'sampled too coarsely for this model (20 Å a pixel where 4 Å are needed)', 'the flux is constant'] and np.isnan(t.teff[1:]).all()
+
+def test_fine_enough(here, predict, star):
+    "Pixels of 3 Å are"
+    wave = np.arange(3700., 9000., 3)
+    pd.DataFrame(dict(wave=wave, flux=np.interp(wave, WAVE, star[0]))).to_csv('a.csv', index=False)
+    assert predict('a.csv', '--rv', 0)[0] == 0
+
+@pytest.mark.parametrize('z', (.01, .3, -.02))
+def test_redshift_is_no_velocity(here, predict, star, z):
+    "What is no star's velocity is measured instead, or taken from --rv"
+    write('a.fits', *star, z=z); write('b.fits', *star, z=-.0005)
+    for args,want in (([], ['template', 'header']), (['--rv', 20], ['given', 'header'])):
+        predict('a.fits', 'b.fits', *args, '-o', 'out.csv')
+        t = rows('out.csv')
+        assert t.rv_source.tolist() == want and abs(t.rv[0]) < 2000 and t.rv[1] == pytest.approx(-149.9, abs=.1)
+
+def test_other_labels(here, star, model, tmp_path, capsys):
+    "A model may predict more than the table has columns for, but not nothing of it; its name may be in any script"
+    from stellar_nb.pretrained import load_pretrained
+    write('a.fits', *star)
+    m = load_pretrained(model)
+    for labels,status in ((('teff', 'logg', 'mass'), 0), (('age', 'radius', 'mass'), 2)):
+        m.scale = LabelScale(labels, m.scale.mean, m.scale.std); m.limits = dict(zip(labels, m.limits.values()))
+        save_pretrained(m, '模型')
+        assert main(['predict', 'a.fits', '--model', './模型', '-o', 'out.fits']) == status, capsys.readouterr().err
+    assert 'predicts none of' in capsys.readouterr().err
+    assert fits.getval('out.fits', 'MODEL', 1) == '\\u6a21\\u578b' and np.isnan(fits.getdata('out.fits', 1)['feh']).all()
+
+def test_unforeseen_error(here, predict, star, monkeypatch):
+    "One line, no traceback"
+    import stellar_nb.cli as cli
+    def odd(*a, **k): raise ZeroDivisionError('odd\nsecond line')
+    monkeypatch.setattr(cli, 'write_table', odd)
+    write('a.fits', *star)
+    status,_,err = predict('a.fits', '--quiet', '-o', 'out.csv')
+    assert status == 2 and err == ['stellar_nb predict: ZeroDivisionError: odd']
+
+def test_refused_leaves_no_folders(here, predict, star):
+    write('a.fits', *star); os.mkdir('old')
+    for args in (['a.fits', '-o', 'old/new/o.csv', '--plots', 'p/q', '--model', 'nowhere'], ['missing.fits', '--plots', 'p/q']): assert predict(*args)[0] == 2
+    assert sorted(os.listdir()) == ['a.fits', 'old'] and not os.listdir('old')
+
+def test_terminal_names(here, monkeypatch):
+    "At 80 columns rows can be told apart and flags are whole"
+    from stellar_nb.cli import terminal_table
+    one = dict(status='ok', reason='', teff=5777., teff_lo=5600., teff_hi=5900., logg=4.4, logg_lo=4.2, logg_hi=4.6, feh=-.52, feh_lo=-.6, feh_hi=-.4, snr=120., rv=-123.4, rv_source='template')
+    names = [f'/data/survey/night/{plate}/spec-{plate}-B6212_sp{s:02d}-{f:03d}.fits.gz' for plate in (55862, 55863) for s in (1, 2) for f in (7, 17)]
+    flags = ['', 'low_snr,few_pixels,rv_uncertain,edge']*4
+    lines = terminal_table(pd.DataFrame([one | dict(file=n, flags=f) for n,f in zip(names, flags)]), 80).splitlines()
+    assert lines[0] == 'folder: /data/survey/night' and max(map(len, lines)) <= 80
+    stars = [o.split()[0] for o in lines[2:] if not o.startswith('    ')]
+    assert len(set(stars)) == 8 and all(o.endswith(n[-len('sp01-007.fits.gz'):-8]) for o,n in zip(stars, names)) and sum(flags[1] in o for o in lines) == 4
+
 def test_terminal(here, predict, star, monkeypatch):
     for n in ('a'*70 + '-001.fits', 'b.fits'): write(n, *star)
     Path('bad.fits').touch()
     for width in (80, 100, 120):
         monkeypatch.setenv('COLUMNS', str(width))
         status,out,err = predict('.')
-        lines = out.splitlines()
-        assert status == 1 and len(lines) == 4 and max(map(len, lines)) <= width
-        assert all(o in lines[0] for o in ('teff (K)', 'logg (dex)', 'feh (dex)', 'rv (km/s)')) and '-001.fits' in lines[1] and '±' in lines[1]
-        assert 'failed' in [o for o in lines if 'bad.fits' in o][0]
+        lines = [o for o in out.splitlines() if not o.startswith('    ')]
+        assert status == 1 and len(lines) == 4 and max(map(len, out.splitlines())) <= width
+        assert all(o in lines[0] for o in ('teff (K)', 'logg (dex)', 'feh (dex)', 'rv (km/s)')) and '-001 ' in lines[1] and '±' in lines[1]
+        assert 'failed' in [o for o in lines if o.startswith('bad ')][0]
 
 def test_quiet(here, predict, star):
     write('a.fits', *star); Path('bad.fits').touch()
@@ -260,17 +360,17 @@ def test_pictures(here, predict, star):
     for n in ('a.fits', 'd/a.fits', 'd/恒 星$.fits'): write(n, *star)
     Path('bad.fits').touch()
     assert predict('a.fits', 'd/a.fits', 'd/恒 星$.fits', 'bad.fits', '--plots', 'pictures', '-o', 'out.csv')[0] == 1
-    assert len(os.listdir('pictures')) == 3 and {'a.png', 'a-2.png'} < set(os.listdir('pictures'))
+    assert len(os.listdir('pictures')) == 3 and {'a.png', 'd_a.png', '恒_星.png'} == set(os.listdir('pictures'))
     for p in Path('pictures').iterdir():
         im = imread(p)
         assert im.shape[0] >= 300 and im.shape[1] >= 600 and im[..., :3].std() > .02
 
 def test_picture_names_stay_inside():
     taken = set()
-    for n in ('../../x.fits', '/etc/passwd', '..', '', '.hidden', 'a/../b', 'x'*400, 'x'*400, 'nul\x00', 'c:\\d.fits', 'm.fits[3]'):
+    for n in ('../../x.fits', '/etc/passwd', '..', '', '.hidden', 'a/../b', 'x'*400, 'x'*400, 'nul\x00', 'c:\\d.fits', 'm.fits[3]', '恒星'*99):
         p = picture_name(n, taken)
-        assert re.fullmatch(r'[A-Za-z0-9_-][A-Za-z0-9._-]{0,120}\.png', p)
-    assert len(taken) == 11
+        assert re.fullmatch(r'[\w-][\w.-]*\.png', p) and len(p.encode()) < 140
+    assert len(taken) == 12
 
 
 # --- refused before the work ---------------------------------------------------------------------------------------------------------------
@@ -297,6 +397,18 @@ def test_interrupt_leaves_the_old_table(here, predict, star, monkeypatch):
     status,_,err = predict('a.fits', '-o', 'out.csv')
     assert status == 130 and 'interrupted' in err[-1]
     assert Path('out.csv').read_text() == 'old' and sorted(os.listdir()) == ['a.fits', 'out.csv']
+
+def test_swallowed_interrupt(here, predict, star, monkeypatch):
+    "Ctrl-C counts even if a library swallows it"
+    import stellar_nb.data.spectra as readers
+    read,handler = readers.read_spectra,signal.getsignal(signal.SIGINT)
+    def greedy(*a, **k):
+        try: signal.raise_signal(signal.SIGINT)
+        except: pass
+        return read(*a, **k)
+    monkeypatch.setattr(readers, 'read_spectra', greedy)
+    write('a.fits', *star)
+    assert predict('a.fits', '-o', 'out.csv')[0] == 130 and os.listdir() == ['a.fits'] and signal.getsignal(signal.SIGINT) is handler
 
 def test_failed_write_leaves_the_old_table(here, predict, star, monkeypatch):
     write('a.fits', *star); Path('out.csv').write_text('old')
@@ -384,5 +496,5 @@ def test_ctrl_c(here, star, model):
     assert p.stderr.readline().startswith('0.fits: ')
     p.send_signal(signal.SIGINT)
     err = p.communicate(timeout=60)[1]
-    assert p.returncode == 130 and 'interrupted' in err and 'Traceback' not in err
+    assert p.returncode == 130 and 'interrupted' in err and 'Traceback' not in err, err
     assert not Path('out.csv').exists() and not list(Path('.').glob('.tmp-*'))

@@ -221,3 +221,10 @@ def test_no_bridge_over_a_gap():
     _, good = preprocess(wave, flux, torch.ones_like(flux), torch.zeros(1))
     hole = (grid() > 4601) & (grid() < 6999)
     assert not good[0, hole].any() and good[0, (grid() > 7100) & (grid() < 8700)].all()
+
+
+def test_one_bad_error_does_not_lose_the_velocity(moving):
+    flux, ivar, rv = moving
+    ivar = ivar.copy(); ivar[:, 1000] = np.nan
+    v = radial_velocity(*(torch.as_tensor(o) for o in (WAVE, flux, ivar)))
+    assert np.abs(v.rv.numpy() - rv).max() < 10

@@ -165,3 +165,33 @@ def test_never_unpickles(tmp_path):
 def test_bad_text(text, reason, tmp_path):
     (path := tmp_path/'spectrum.csv').write_text(text)
     with pytest.raises(BadInput, match=reason): read_spectra(path)
+
+
+def test_closed_folder(tmp_path, monkeypatch):
+    "A folder that may not be listed stands for itself, and reading it says why"
+    import os
+    (tmp_path/'closed').mkdir()
+    (tmp_path/'a.csv').touch()
+    scan = os.scandir
+    def refuse(path='.'):
+        if str(path).endswith('closed'): raise PermissionError(13, 'Permission denied', str(path))
+        return scan(path)
+    monkeypatch.setattr(os, 'scandir', refuse)
+    assert find_spectra(tmp_path) == [tmp_path/'a.csv', tmp_path/'closed']
+    with pytest.raises(BadInput, match='closed: permission denied'): read_spectra(tmp_path/'closed')
+
+
+def test_closed_file(tmp_path, monkeypatch):
+    from pathlib import Path
+    def refuse(*a, **k): raise PermissionError(13, 'Permission denied')
+    monkeypatch.setattr(Path, 'read_bytes', refuse)
+    (tmp_path/'a.csv').write_text('wave,flux\n')
+    with pytest.raises(BadInput, match='a.csv: permission denied'): read_spectra(tmp_path/'a.csv')
+
+
+def test_cube_without_third_axis(pristine, tmp_path):
+    "A library's error becomes a sentence"
+    data = pristine['lamost-image'].replace(b'NAXIS   =                    2', b'NAXIS   =                    3', 1)
+    (path := tmp_path/'cube.fits').write_bytes(data)
+    with pytest.raises(BadInput) as e: read_spectra(path)
+    assert 'KeyError' not in e.value.reason and '"' not in e.value.reason

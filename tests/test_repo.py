@@ -71,6 +71,7 @@ def test_readme_is_the_home_page(tmp_path, monkeypatch):
     assert (tmp_path/'README.md').read_text() == (ROOT/'README.md').read_text(), 'run make export'
 
 
-def test_model_is_shipped():
+def test_model_is_shipped(monkeypatch):
+    monkeypatch.delenv('STELLAR_NB_MODELS', raising=False)
     from stellar_nb.pretrained import find_model
     assert find_model('specvit_lamost') == ROOT/'stellar_nb'/'data'/'models'/'specvit_lamost'

@@ -305,11 +305,14 @@ def _load(path):
     name = str(path)
     try:
         info = os.stat(path)
-        if stat.S_ISDIR(info.st_mode): raise BadInput(name, 'a directory; find_spectra lists the files in it')
+        if stat.S_ISDIR(info.st_mode):
+            os.stat(os.path.join(path, '.')), os.scandir(path).close() # may it be entered and listed?
+            raise BadInput(name, 'a directory; find_spectra lists the files in it')
         if not stat.S_ISREG(info.st_mode): raise BadInput(name, 'not a regular file')
         if info.st_size>MAX_BYTES: raise BadInput(name, f'{info.st_size>>20} MB, more than the {MAX_BYTES>>20} MB that are read at once')
         data = Path(path).read_bytes()
     except FileNotFoundError: raise BadInput(name, 'no such file')
+    except PermissionError: raise BadInput(name, 'permission denied')
     except OSError as e: raise BadInput(name, f'cannot be opened: {e.strerror or e}')
     if not data: raise BadInput(name, 'the file is empty')
     return _gunzip(name, data) if data[:2]==b'\x1f\x8b' else data
@@ -631,6 +634,14 @@ def _dispatch(name, path, **opts):
     return out or _read_specutils(name, path, opts['air'])
 
 # %% ../../nbs/20_data.spectra.ipynb #86fa0228
+def _damage(error):
+    "What an unforeseen error of a library says about the file"
+    if isinstance(error, OSError) and error.strerror: return f'cannot be read: {error.strerror}'
+    text = ' '.join(str(error).split())[:120] or type(error).__name__
+    if isinstance(error, KeyError): text = 'it lacks ' + re.sub(r"^Keyword '?(.+?)'? not found\.?$", r'the header card \1', text.strip('"\''))
+    return f'damaged: {text}'
+
+# %% ../../nbs/20_data.spectra.ipynb #0b06eca7
 def read_spectra(path:str|Path, # a file of any supported layout, gzipped or not
                  air:bool=False, # are its wavelengths in air? (a header that says so is believed in any case)
                  exposures:bool=False, # single exposures of a LAMOST MRS file instead of the co-added arms
@@ -649,7 +660,8 @@ def read_spectra(path:str|Path, # a file of any supported layout, gzipped or not
         return out
     except BadInput: raise
     except MemoryError: raise BadInput(name, 'it claims more data than there is memory')
-    except Exception as e: raise BadInput(name, f'damaged: {" ".join(str(e).split())[:120] or type(e).__name__}') from e
+    except PermissionError: raise BadInput(name, 'permission denied')
+    except Exception as e: raise BadInput(name, _damage(e)) from e
 
 # %% ../../nbs/20_data.spectra.ipynb #e0ac7cd9
 ENDINGS = '.fits .fit .fts .csv .ecsv .txt .dat .tsv .asc .h5 .hdf5 .npz .parquet'.split()
@@ -660,19 +672,21 @@ def _is_spectrum(path): return Path(path.name.lower().removesuffix('.gz')).suffi
 # %% ../../nbs/20_data.spectra.ipynb #ed367cc2
 def _walk(folder):
     "Spectrum files below a folder, sorted, without what leads out of it"
-    root = folder.resolve()
-    for here,dirs,files in os.walk(folder):
+    root,closed = folder.resolve(),[]
+    for here,dirs,files in os.walk(folder, onerror=lambda e: closed.append(Path(e.filename))):
         dirs[:] = sorted(o for o in dirs if not o.startswith('.'))
+        if not os.access(here, os.X_OK): closed.append(Path(here))
         for o in sorted(files):
             path = Path(here)/o
-            if _is_spectrum(path) and path.is_file() and path.resolve().is_relative_to(root): yield path
+            if _is_spectrum(path) and os.path.isfile(path) and path.resolve().is_relative_to(root): yield path
+    yield from dict.fromkeys(closed)
 
 # %% ../../nbs/20_data.spectra.ipynb #297f10a8
 def find_spectra(paths:str|Path|Iterable, # files and directories
-                ) -> list[Path]: # files, each once, in the order given and alphabetical within a directory
+                ) -> list[Path]: # files, each once, in the order given and alphabetical within a directory; closed folders after its files
     "Expand directories into the spectrum files below them"
     paths = [paths] if isinstance(paths, (str, Path)) else paths
-    return list(dict.fromkeys(o for p in map(Path, paths) for o in (_walk(p) if p.is_dir() else [p])))
+    return list(dict.fromkeys(o for p in map(Path, paths) for o in (_walk(p) if os.path.isdir(p) else [p])))
 
 # %% ../../nbs/20_data.spectra.ipynb #10774c79
 def _made_up(wave, seed=0, teff=5800., snr=50.):

@@ -35,7 +35,7 @@ def line_flux(wave:Tensor, # (pixel,) or (batch, pixel) observed wavelength, Å 
     "Continuum-normalised lines and their weights"
     wave,rest = wave.double(), flux.new_zeros(len(flux))
     y,good = resample(wave, flux.float(), ivar.float(), rest, RV_CONFIG)
-    noise = interpolate(ivar.float().clamp(0, 3e38).sqrt(), locate(wave, rest, _arm_grid(RV_CONFIG, flux.device)[0], RV_CONFIG.step))
+    noise = interpolate(ivar.float().nan_to_num(0).clamp(0, 3e38).sqrt(), locate(wave, rest, _arm_grid(RV_CONFIG, flux.device)[0], RV_CONFIG.step))
     fit = continuum(y, good, RV_CONFIG)
     y,good = divide(y, good, fit, RV_CONFIG.floor, RV_CONFIG.min_pixels)
     w = good/((noise*fit).clamp(min=1e-6)**-2 + MISMATCH**2)
