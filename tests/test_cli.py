@@ -398,7 +398,14 @@ def test_interrupt_leaves_the_old_table(here, predict, star, monkeypatch):
     assert status == 130 and 'interrupted' in err[-1]
     assert Path('out.csv').read_text() == 'old' and sorted(os.listdir()) == ['a.fits', 'out.csv']
 
-def test_swallowed_interrupt(here, predict, star, monkeypatch):
+@pytest.fixture
+def ctrl_c():
+    "Ctrl-C works as on a terminal, also where the tests run in the background and inherit that it is ignored"
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, old)
+
+def test_swallowed_interrupt(here, predict, star, monkeypatch, ctrl_c):
     "Ctrl-C counts even if a library swallows it"
     import stellar_nb.data.spectra as readers
     read,handler = readers.read_spectra,signal.getsignal(signal.SIGINT)
@@ -487,7 +494,7 @@ def test_closed_pipe(here, star, model):
     assert p.communicate(timeout=120)[1] == ''
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='no SIGINT to send')
-def test_ctrl_c(here, star, model):
+def test_ctrl_c(here, star, model, ctrl_c):
     "An interrupted run leaves no half file"
     data = write('a.fits', *star).read_bytes()
     for i in range(400): Path(f'b{i}.fits').write_bytes(data)
