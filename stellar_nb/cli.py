@@ -111,7 +111,7 @@ def _forget_redshift(spectrum):
     return spectrum
 
 # %% ../nbs/91_cli.ipynb #8fa2aeeb
-def predict_safely(model:'Pretrained', # from `load_pretrained`
+def predict_safely(model:'LabelModel', # from `load_pretrained`
                    spectra:list, # `Spectrum` records
                    rv:float|None=None, # velocity where the header has none, km/s; None = by cross-correlation
                   ) -> 'DataFrame': # what `model.predict` returns, and `rv`, `rv_source`, `error` (what was raised, or '')
@@ -162,7 +162,7 @@ def _enter(rows, out):
     for k in out.columns.intersection(rows.columns): rows.loc[out.index, k] = out[k].fillna('') if COLUMNS[k].unit is None else out[k].astype(float)
 
 # %% ../nbs/91_cli.ipynb #6108cbfb
-def predict_rows(model:'Pretrained', # from `load_pretrained`
+def predict_rows(model:'LabelModel', # from `load_pretrained`
                  items:list[Item], # one batch
                  rv:float|None=None, # velocity where the header has none, km/s; None = by cross-correlation
                 ) -> 'DataFrame': # one row an item, with the columns of `COLUMNS`
@@ -181,7 +181,7 @@ def predict_rows(model:'Pretrained', # from `load_pretrained`
 
 # %% ../nbs/91_cli.ipynb #47b14030
 def predict_files(files:Iterable[str|Path], # files, each holding one spectrum or more
-                  model:'Pretrained', # from `load_pretrained`
+                  model:'LabelModel', # from `load_pretrained`
                   air:bool=False, # plain tables hold wavelengths in air
                   rv:float|None=None, # velocity where the header has none, km/s; None = by cross-correlation
                   batch_size:int=256, # spectra that go through the model at once
@@ -340,7 +340,7 @@ def plot_prediction(spectrum:'Spectrum', # as the reader returned it, velocity f
 
 # %% ../nbs/91_cli.ipynb #688ff911
 def picture_writer(folder:str|Path, # where the pictures go
-                   model:'Pretrained', # whose input is drawn
+                   model:'LabelModel', # whose input is drawn
                   ) -> Callable: # `after` of `predict_files`
     "Draws one picture a star that has labels"
     from matplotlib import rc_context

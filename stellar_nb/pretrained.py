@@ -8,7 +8,7 @@ __all__ = ['LabelModel', 'quantiles', 'known_class', 'label_flags', 'predict_lab
 
 # %% ../nbs/90_pretrained.ipynb #d4d97a28
 import contextlib, json, os, re, shutil, tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch

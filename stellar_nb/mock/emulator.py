@@ -127,7 +127,7 @@ def fit(cls:PCAGP,
     mean = y.mean(0)
     basis = torch.linalg.svd(y-mean, full_matrices=False)[2][:sum(groups)]
     c = (y-mean)@basis.T
-    sd,theta,ells = c.std(0),np.log([.3, .5, .5, 1.5, 1., .02]),[]
+    sd,theta = c.std(0),np.log([.3, .5, .5, 1.5, 1., .02])
     for i,part in enumerate((c/sd).split(groups, 1)):
         theta,alpha = fit_group(x, part, theta)
         at = slice(sum(groups[:i]), sum(groups[:i+1]))
