@@ -313,11 +313,11 @@ def picture_name(name:str, # what the column `file` shows
 # %% ../nbs/91_cli.ipynb #ec255148
 def _draw_input(ax, spectrum, prep, **kwargs):
     import numpy as np
-    from stellar_nb.data.preprocess import grid, preprocess, stack
+    from stellar_nb.data.preprocess import stack
     from stellar_nb.plot import COLORS, plot_spectrum
     wave,flux,ivar,rv = stack([spectrum])
-    x,good = (o[0].numpy() for o in preprocess(wave, flux, ivar, rv.nan_to_num(0.), prep))
-    g = np.asarray(grid(prep))
+    x,good = (o[0].numpy() for o in prep(wave, flux, ivar, rv.nan_to_num(0.)))
+    x,g = x if x.ndim == 1 else x[0],np.asarray(prep.wave)
     plot_spectrum(g[g > 0], np.where(good, x, np.nan)[g > 0], ax, xlabel='rest wavelength (Å, vacuum)', ylabel='normalised', color=COLORS['model'], **kwargs)
 
 # %% ../nbs/91_cli.ipynb #0c67f970

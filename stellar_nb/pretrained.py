@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .core import *
+from .data.inputs import PfsInput
 from .data.labels import LabelScale
-from .data.preprocess import PreprocessConfig, counted, preprocess, stack
+from .data.preprocess import PreprocessConfig, stack
 from .data.spectra import Spectrum
 from .models.specvit import SpecViT, SpecViTConfig
 
@@ -26,8 +27,8 @@ from .models.specvit import SpecViT, SpecViTConfig
 @dataclass
 class LabelModel:
     "A network that reads spectra, with all that its input and output need"
-    model:nn.Module # maps (star, pixel) to z-scored quantiles (star, label, 3)
-    prep:PreprocessConfig # how spectra are preprocessed
+    model:nn.Module # maps the input to z-scored quantiles (star, label, 3)
+    prep:PreprocessConfig|PfsInput # how spectra become the input: called with wave, flux, ivar, rv it returns x and good
     scale:LabelScale # z-scores of the labels and back
     margin:tuple[float,...] # conformal margin of each label, physical units
     limits:dict[str,tuple[float,float]] # range of each label in the training survey
@@ -42,7 +43,7 @@ class LabelModel:
     @property
     def needs(self) -> tuple[float,float]: # shortest and longest rest wavelength of the input, Å in vacuum
         "The wavelengths that the model looks at"
-        return min(a for a,_ in self.prep.arms), max(b for _,b in self.prep.arms)
+        return self.prep.needs
 
 # %% ../nbs/90_pretrained.ipynb #f70aeead
 @torch.no_grad()
@@ -53,11 +54,11 @@ def quantiles(model:LabelModel, # a trained model
               rv:Tensor, # (star,) radial velocity, km/s
              ) -> tuple[Tensor,Tensor]: # (star, label, 3) lower end, median, upper end in physical units; (star,) share of good pixels
     "Labels with intervals from a batch of spectra"
-    x,good = preprocess(wave, flux, ivar, rv, model.prep)
+    x,good = model.prep(wave, flux, ivar, rv)
     q = model.scale.decode(model.model.eval()(x, good))
     q[..., 0] -= q.new_tensor(model.margin)
     q[..., 2] += q.new_tensor(model.margin)
-    return q.sort(-1).values, good.float().sum(1)/counted(model.prep).sum()
+    return q.sort(-1).values, good.float().sum(1)/model.prep.usable.sum()
 
 # %% ../nbs/90_pretrained.ipynb #fac3ace3
 def known_class(subclass:str, # as a header gives it, such as `G5`, `dM4`, `A1V` or `WD`
@@ -98,12 +99,13 @@ LabelModel.predict = predict_labels
 
 # %% ../nbs/90_pretrained.ipynb #737203de
 _models = {'SpecViT': (SpecViT, SpecViTConfig)}
+_inputs = {o.__name__: o for o in (PreprocessConfig, PfsInput)}
 
 def _write(folder, model, half):
     folder.mkdir()
     net = model.model
     config = dict(model=type(net).__name__, config=asdict(net.config), dtype='float16' if half else 'float32')
-    prep = dict(preprocess=asdict(model.prep), scale=asdict(model.scale), margin=model.margin, limits=model.limits, coverage=model.coverage)
+    prep = dict(input=type(model.prep).__name__, preprocess=asdict(model.prep), scale=asdict(model.scale), margin=model.margin, limits=model.limits, coverage=model.coverage)
     (folder/'config.json').write_text(json.dumps(config, indent=1)+'\n')
     (folder/'preprocessing.json').write_text(json.dumps(prep, indent=1)+'\n')
     (folder/'card.md').write_text(model.card)
@@ -116,6 +118,7 @@ def save_pretrained(model:LabelModel, # what to save
                     folder:str|Path, # where; an older model of that name is replaced
                     half:bool=False, # store the weights in float16 (half the size, about 3 digits)
                     history:pd.DataFrame|None=None, # of the training, a row an epoch; saved as `history.csv`
+                    training:dict|None=None, # its hyper-parameters; saved as `training.json`
                    ) -> Path: # the folder
     "Write a model's folder, whole or not at all; BadInput if something else is there"
     folder = Path(folder)
@@ -126,6 +129,7 @@ def save_pretrained(model:LabelModel, # what to save
     try:
         _write(tmp/'new', model, half)
         if history is not None: history.to_csv(tmp/'new'/'history.csv', index=False)
+        if training is not None: (tmp/'new'/'training.json').write_text(json.dumps(training, indent=1)+'\n')
         if folder.exists(): os.replace(folder, tmp/'old')
         try: os.replace(tmp/'new', folder)
         except BaseException:
@@ -158,7 +162,9 @@ def _network(folder):
 def _prep(folder, net):
     o = json.loads((folder/'preprocessing.json').read_text())
     tuples = lambda d: {k: tuple(tuple(i) if isinstance(i, list) else i for i in v) if isinstance(v, list) else v for k,v in d.items()}
-    return LabelModel(net, PreprocessConfig(**tuples(o['preprocess'])), LabelScale(**tuples(o['scale'])), tuple(o['margin']),
+    kind = o.get('input', 'PreprocessConfig')
+    if kind not in _inputs: raise BadInput(folder, f'an input of unknown kind {kind!r}')
+    return LabelModel(net, _inputs[kind](**tuples(o['preprocess'])), LabelScale(**tuples(o['scale'])), tuple(o['margin']),
                       tuples(o['limits']), o['coverage'], (folder/'card.md').read_text())
 
 # %% ../nbs/90_pretrained.ipynb #47de27d9

@@ -9,7 +9,7 @@ from stellar_nb.data.preprocess import counted, preprocess
 from stellar_nb.data.spectra import Spectrum
 from stellar_nb.mock.spectra import LAMOST_WAVE
 from stellar_nb.pretrained import load_pretrained, save_pretrained
-from stellar_nb.recipes import LAMOST_PREP, lamost_batch, mock_quantiles, mock_scale
+from stellar_nb.recipes.lamost import LAMOST_PREP, lamost_batch, mock_quantiles, mock_scale
 
 
 @pytest.fixture(scope='module')

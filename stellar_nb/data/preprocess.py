@@ -14,6 +14,7 @@ from typing import NamedTuple, Sequence
 
 import numpy as np, torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from fastcore.test import *
 from torch import Tensor
 
@@ -291,6 +292,32 @@ def preprocess(wave:Tensor, # (pixel,) or (batch, pixel) observed wavelength, in
         out = _preprocess(wave[o] if wave.ndim == 2 else wave, flux[o], ivar[o], rv[o], here, config)
         for k,n,xs,goods in zip(np.cumsum((0,) + config.sizes), config.sizes, *out): x[o,k:k+n],good[o,k:k+n] = xs[:,:n],goods[:,:n]
     return x, good
+
+# %% ../../nbs/20b_data.preprocess.ipynb #46363324
+@patch
+def __call__(self:PreprocessConfig,
+             wave:Tensor, # (pixel,) or (batch, pixel) observed wavelength, increasing, Å vacuum
+             flux:Tensor, # (batch, pixel) flux density, any linear unit
+             ivar:Tensor, # (batch, pixel) inverse variance, 0 where bad
+             rv:Tensor, # (batch,) radial velocity, km/s
+            ) -> tuple[Tensor,Tensor]: # x (batch, length), good (batch, length)
+    "`preprocess` with this configuration"
+    return preprocess(wave, flux, ivar, rv, self)
+
+@patch(as_prop=True)
+def needs(self:PreprocessConfig) -> tuple[float,float]: # Å in vacuum
+    "Shortest and longest rest wavelength that is looked at"
+    return min(a for a,_ in self.arms), max(b for _,b in self.arms)
+
+@patch(as_prop=True)
+def usable(self:PreprocessConfig) -> Tensor: # (length,) bool
+    "The pixels of the output that can be good"
+    return counted(self)
+
+@patch(as_prop=True)
+def wave(self:PreprocessConfig) -> Tensor: # (length,) Å, NaN in the padding
+    "Rest wavelength of the output's pixels"
+    return grid(self)
 
 # %% ../../nbs/20b_data.preprocess.ipynb #7c3dffa8
 def _pad_wave(w, n): # continue a wavelength array to `n` pixels, with its last ratio, so that it keeps increasing
