@@ -227,7 +227,7 @@ def seen(self:SpecViT,
          good:Tensor|None, # (b, pixel) bool, True = usable
         ) -> Tensor|None: # (b, 1+n) bool, True = this token may be looked at; [CLS] always
     "Which tokens may be looked at: patches with at least one good pixel"
-    if good is None: return None
+    if good is None or good.all(): return None  # nothing to hide, and attention without a mask is faster
     return F.pad(good.unflatten(-1, (-1, self.config.patch)).any(-1), (1, 0), value=True)
 
 # %% ../../nbs/63_models.specvit.ipynb #a017e5e8

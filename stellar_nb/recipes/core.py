@@ -92,4 +92,4 @@ def make_model(recipe:Recipe, # what to make
     p,seconds = recipe.presets[preset],time.perf_counter() - start
     model = calibrate(recipe, model, p['calibrate'])
     model.card = write_card(recipe, model, preset, training, seconds, 2*p['calibrate'])
-    return save_pretrained(model, out/recipe.name, history=history, training=dict(preset=preset, seed=seed, **training))
+    return save_pretrained(model, out/recipe.name, history=history, training=dict(preset=preset, seed=seed) | training)
