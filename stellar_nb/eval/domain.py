@@ -159,7 +159,7 @@ def _learn(x, good, group, start, k): # `group` (star,): 0 training, 1 real, 2 o
     slope = ((r[noisy]**2).sum(1)/good[noisy].sum(1)/noise[noisy]).quantile(.9)
     return Domain(mean, basis, c[known].mean(0), torch.linalg.inv(torch.cov(c[known].T) + .1*torch.eye(k)), odds[0], float(odds[1]), float(slope), start)
 
-# %% ../../nbs/85_eval.domain.ipynb #bcdd3dca
+# %% ../../nbs/85_eval.domain.ipynb #ff5ed850
 def _learn_with(x, good, real, keep, start, k): # training spectra and those real ones that are kept
     xr,gr,kind = real
     keep = keep & (kind > 0)
@@ -174,9 +174,9 @@ def _held_out(x, good, real, start, k, folds, seed): # statistics (real star, dr
         out[fold == f] = torch.stack(s, 1).unflatten(0, (-1, xr.shape[1]))
     return out
 
-def _top(s, rate): return torch.tensor([v[v.isfinite()].quantile(1 - rate) if v.isfinite().any() else math.inf for v in s])
+def _top(s, rates): return torch.tensor([v[v.isfinite()].quantile(1 - r) if v.isfinite().any() else math.inf for v,r in zip(s, rates)])
 
-# %% ../../nbs/85_eval.domain.ipynb #7f93fc17
+# %% ../../nbs/85_eval.domain.ipynb #36eecdad
 @patch(cls_method=True)
 def fit(cls:Domain,
         x:Tensor, # (star, pixel) training spectra as the network sees them
@@ -184,7 +184,7 @@ def fit(cls:Domain,
         real:tuple|None=None, # real spectra with several draws of noise: x and good (star, draw, pixel); kind (star,): 1 meant for, 2 not meant for, 0 neither
         window:tuple[int,int]|None=None, # first and last + 1 of the pixels to look at; None = all
         k:int=30, # components
-        rate:float=.01, # of false alarms of each of the three numbers
+        rates:tuple=(.01, .01, .02), # of false alarms of `outside`, `inside` and `beyond`
         folds:int=4, # of the cross-validation
         seed:int=0, # of the folds
        ) -> tuple[Domain,Tensor|None]: # ready to use; the statistics of each real spectrum (star, draw, 4) by a detector that did not know the star
@@ -196,8 +196,8 @@ def fit(cls:Domain,
     else:
         real = (real[0][...,a:b].float(), real[1][...,a:b], real[2])
         out,d = _held_out(x, good, real, a, k, folds, seed), _learn_with(x, good, real, real[2] > 0, a, k)
-    top = _top(d(x, good, whole=False)[:3], rate)
-    if real is not None: top = torch.maximum(top, _top(out[real[2] == 1][...,:3].flatten(0, 1).T, rate))
+    top = _top(d(x, good, whole=False), rates)
+    if real is not None: top = torch.maximum(top, _top(out[real[2] == 1].flatten(0, 1).T, rates))
     d.limits = dict(zip(Statistics._fields, top.tolist()))
     return d, out
 
