@@ -32,6 +32,7 @@ class Recipe:
     presets:dict # name → numbers, among them `calibrate`, the stars that calibrate the intervals
     about:str # Markdown for the card: what it was trained on, what it reads, where it fails
     snr:tuple[float,...] = (5, 15, 30, 60, 900) # edges of the card's table
+    domain:Callable|None = None # `domain(model, numbers of the preset) -> Domain or None`, the detector of spectra that the model was not made for
 
 # %% ../../nbs/92_recipes.core.ipynb #971efc7d
 def calibrate(recipe:Recipe, # of the model
@@ -91,5 +92,6 @@ def make_model(recipe:Recipe, # what to make
     model,history,training = recipe.train(preset, seed, out)
     p,seconds = recipe.presets[preset],time.perf_counter() - start
     model = calibrate(recipe, model, p['calibrate'])
+    if recipe.domain: model.domain = recipe.domain(model, p)
     model.card = write_card(recipe, model, preset, training, seconds, 2*p['calibrate'])
     return save_pretrained(model, out/recipe.name, history=history, training=dict(preset=preset, seed=seed) | training)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LAMOST_PREP', 'BATCH', 'PRESETS', 'LAMOST', 'lamost_batch', 'mock_scale', 'mock_quantiles', 'lamost_quantiles',
-           'train_lamost']
+           'train_lamost', 'lamost_domain']
 
 # %% ../../nbs/92b_recipes.lamost.ipynb #8c1b3db0
 from functools import partial
@@ -17,6 +17,7 @@ from torch import Tensor
 from ..core import *
 from ..data.labels import LabelScale
 from ..data.preprocess import PreprocessConfig
+from ..eval.domain import Domain, optical_domain
 from ..mock.spectra import LAMOST_WAVE, SNR_BAND, Systematics, draw_conditions, draw_labels, lamost, mock_lamost
 from ..models.specvit import SpecViT, SpecViTConfig
 from ..objectives.quantile import pinball
@@ -51,7 +52,8 @@ def mock_scale(n:int=4000, # stars drawn
 
 # %% ../../nbs/92b_recipes.lamost.ipynb #2d09a21f
 BATCH = 32
-PRESETS = dict(smoke=dict(epochs=1, batches=4, calibrate=200), laptop=dict(epochs=8, batches=240, calibrate=2000), shipped=dict(epochs=20, batches=400, calibrate=4000))
+PRESETS = dict(smoke=dict(epochs=1, batches=4, calibrate=200, domain=0), laptop=dict(epochs=8, batches=240, calibrate=2000, domain=4000),
+               shipped=dict(epochs=20, batches=400, calibrate=4000, domain=8000))
 
 # %% ../../nbs/92b_recipes.lamost.ipynb #c202c561
 def mock_quantiles(model:LabelModel, # a LAMOST model
@@ -93,11 +95,18 @@ def train_lamost(preset:str='laptop', # a key of `PRESETS`
     limits = dict(zip(LABELS, torch.stack(lamost().label_range(), 1).tolist()))
     return LabelModel(net.cpu(), LAMOST_PREP, scale, (0.,)*3, limits), history, dict(spectra=p['epochs']*p['batches']*BATCH, batch=BATCH, lr=1e-3, **p)
 
+# %% ../../nbs/92b_recipes.lamost.ipynb #e9f4ca4b
+def lamost_domain(model:LabelModel, # trained
+                  numbers:dict, # of the preset, among them `domain`, the mock stars to learn from
+                 ) -> Domain|None: # None without any
+    "What is usual for the LAMOST model"
+    return optical_domain(model.prep, data_dir('miles'), numbers['domain'])[0] if numbers.get('domain') else None
+
 # %% ../../nbs/92b_recipes.lamost.ipynb #4f00bac2
 _about = """
 Input: a spectrum that covers 4000–8798 Å (vacuum) with its radial velocity. Output: teff, logg, feh with intervals that were calibrated on mock stars; on real stars they hold fewer.
 
 Each training star was seen once, with fresh noise. Trained on synthetic spectra only (LTE, plane-parallel, scaled-solar C and N); of real data, nothing but the median noise curves of LAMOST took part in it.
-Of the box of the training ranges only the part that the computed grid fills was seen. Stars beyond it, T_eff > 8000 K or M dwarfs among them, get wrong labels.
+Of the box of the training ranges only the part that the computed grid fills was seen. Stars beyond it, T_eff > 8000 K or M dwarfs among them, get wrong labels; the flags `beyond_range` and `unusual` name most of them.
 """
-LAMOST = Recipe('specvit_lamost', train_lamost, lamost_quantiles, PRESETS, _about)
+LAMOST = Recipe('specvit_lamost', train_lamost, lamost_quantiles, PRESETS, _about, domain=lamost_domain)
