@@ -28,7 +28,7 @@ from .models.specvit import SpecViT, SpecViTConfig
 @dataclass
 class LabelModel:
     "A network that reads spectra, with all that its input and output need"
-    model:nn.Module # maps the input to z-scored quantiles (star, label, 3)
+    model:nn.Module # maps the input to z-scored quantiles (star, label, 3) or to labels (star, label)
     prep:PreprocessConfig|PfsInput # how spectra become the input: called with wave, flux, ivar, rv it returns x and good
     scale:LabelScale # z-scores of the labels and back
     margin:tuple[float,...] # conformal margin of each label, physical units
@@ -57,7 +57,8 @@ class LabelModel:
 # %% ../nbs/90_pretrained.ipynb #f70aeead
 @torch.no_grad()
 def _read(model, x, good): # the network's input → what `quantiles` returns
-    q = model.scale.decode(model.model.eval()(x, good))
+    y = model.model.eval()(x, good)
+    q = model.scale.decode(y if y.ndim == 3 else y[...,None].repeat(1, 1, 3))
     q[..., 0] -= q.new_tensor(model.margin)
     q[..., 2] += q.new_tensor(model.margin)
     return q.sort(-1).values, good.float().sum(1)/model.prep.usable.sum()

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PFS_WAVE', 'RV_SIGMA', 'CALIB_RMS', 'CALIB_ORDER', 'SEEING', 'SPLITS', 'pfs', 'PFS', 'throughput', 'transmission',
            'fibre_fraction', 'air_to_vacuum', 'sky_lines', 'gain', 'sky_electrons', 'noise_budget',
-           'electrons_per_flux', 'electrons', 'noise_sigma_pfs', 'shift', 'clean_pfs', 'mock_pfs', 'draw_pfs',
-           'star_noise', 'PfsSplit', 'benchmark_pfs']
+           'electrons_per_flux', 'electrons', 'noise_sigma_pfs', 'shift', 'legendre', 'clean_pfs', 'mock_pfs',
+           'draw_pfs', 'star_noise', 'PfsSplit', 'benchmark_pfs']
 
-# %% ../../nbs/11c_mock.pfs.ipynb #e6b7dbe7
+# %% ../../nbs/11c_mock.pfs.ipynb #cf21d5a1
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,14 +17,16 @@ import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from fastcore.test import *
+from scipy.special import ndtr
 from torch import Tensor
 
 from ..core import C_KMS, data_dir, generator, package_data
 from .emulator import Emulator
 from .stars import BOX, draw_box, moments, propose_box, rejected_share, to_labels
 
-# %% ../../nbs/11c_mock.pfs.ipynb #47412a4d
+# %% ../../nbs/11c_mock.pfs.ipynb #02dbc0f5
 PFS_WAVE = torch.exp(torch.linspace(np.log(7100), np.log(8850), 4096, dtype=torch.float64)) # vacuum Å
+_WAVE = PFS_WAVE.numpy()
 _DLN = np.log(8850/7100)/4095 # a pixel in ln λ: 16.1 km/s
 
 # %% ../../nbs/11c_mock.pfs.ipynb #63e656e0
@@ -84,13 +86,14 @@ def fibre_fraction(seeing:Tensor|float, # FWHM, arcsec
     alpha = seeing/(2*(2**(1/_BETA)-1)**.5)
     return 1-(1+(inst.fibre/2/alpha)**2)**(1-_BETA)
 
-# %% ../../nbs/11c_mock.pfs.ipynb #1faaa06f
+# %% ../../nbs/11c_mock.pfs.ipynb #66a3d9ea
 def air_to_vacuum(wave:np.ndarray, # Å in air
                  ) -> np.ndarray: # Å in vacuum
     "Refraction of standard air (Ciddor 1996), inverted as in Piskunov's formula for VALD"
     s = (1e4/wave)**2
     return wave*(1+8.336624212083e-5+.02408926869968/(130.1065924522-s)+1.599740894897e-4/(38.92568793293-s))
 
+# %% ../../nbs/11c_mock.pfs.ipynb #e97735fa
 @lru_cache
 def sky_lines() -> tuple[np.ndarray,np.ndarray]: # (line,) vacuum Å; (line,) 1e-16 erg/s/cm²/arcsec² at airmass 1.1
     "Strong airglow lines of the UVES atlas (Hanuschik 2003)"
@@ -108,14 +111,14 @@ def gain(wave:np.ndarray, # (pixel,) Å
     area = np.pi/4*(100*inst.diameter)**2*(1-inst.obscured**2)*inst.vignetting # cm²
     return _PHOTONS*_DLN*area*inst.exposure*inst.exposures*throughput(wave)
 
-# %% ../../nbs/11c_mock.pfs.ipynb #5ed9eb02
+# %% ../../nbs/11c_mock.pfs.ipynb #a8ae4edd
 def _line_profile(wave, lines, inst):
     "(line, pixel) share of each line in each pixel: a Gaussian of the instrument's resolution, integrated over the pixel"
     edge = np.log(wave[0]) + _DLN*(np.arange(len(wave)+1)-.5)
-    x = torch.as_tensor((edge-np.log(lines)[:, None])*inst.resolution*2.3548)
-    return torch.special.ndtr(x).diff(dim=1).numpy()
+    return np.diff(ndtr((edge-np.log(lines)[:, None])*inst.resolution*2.3548))
 
-def sky_electrons(wave:np.ndarray=PFS_WAVE.numpy(), # (pixel,) Å, even in ln λ like `PFS_WAVE`
+# %% ../../nbs/11c_mock.pfs.ipynb #b87d4167
+def sky_electrons(wave:np.ndarray=_WAVE, # (pixel,) Å, even in ln λ like `PFS_WAVE`
                   inst:PFS=PFS(), # telescope, fibre, exposure, airmass
                  ) -> np.ndarray: # (pixel,) electrons
     "Sky in one fibre: continuum and airglow lines"
@@ -125,8 +128,8 @@ def sky_electrons(wave:np.ndarray=PFS_WAVE.numpy(), # (pixel,) Å, even in ln λ
     photons = flux*1e-16*inst.airmass/1.1*lines*1e-8/(6.62607015e-27*2.99792458e10) # photons/s/cm²/arcsec²
     return fibre*gain(wave, inst)*(cont + photons@_line_profile(wave, lines, inst)/_PHOTONS/_DLN)
 
-# %% ../../nbs/11c_mock.pfs.ipynb #e01aa40f
-def noise_budget(wave:np.ndarray=PFS_WAVE.numpy(), # (pixel,) Å
+# %% ../../nbs/11c_mock.pfs.ipynb #9b920ae3
+def noise_budget(wave:np.ndarray=_WAVE, # (pixel,) Å
                  inst:PFS=PFS(), # the instrument
                 ) -> dict[str,np.ndarray]: # (pixel,) variance in e-² of `sky`, `stray`, `dark`, `read`, `residual`
     "All noise that is not the star's own"
@@ -135,17 +138,16 @@ def noise_budget(wave:np.ndarray=PFS_WAVE.numpy(), # (pixel,) Å
     return dict(sky=sky, stray=inst.stray*sky.mean()*one, dark=inst.dark*inst.exposure*inst.exposures*inst.width*one,
                 read=inst.read**2*inst.width*inst.exposures*one, residual=(inst.residual*local)**2)
 
-# %% ../../nbs/11c_mock.pfs.ipynb #e9eb67da
+# %% ../../nbs/11c_mock.pfs.ipynb #a1a7b891
 @lru_cache
 def _curves(device, inst):
     "What does not depend on the star, on a device: electrons at 0 mag, λ² and the variance of the background"
-    wave = PFS_WAVE.numpy()
-    d = dict(gain=gain(wave, inst)*transmission(wave, inst), lam2=(wave/8000)**2, background=sum(noise_budget(wave, inst).values()))
+    d = dict(gain=gain(_WAVE, inst)*transmission(_WAVE, inst), lam2=(_WAVE/8000)**2, background=sum(noise_budget(inst=inst).values()))
     return {k: torch.tensor(v, dtype=torch.float32, device=device) for k,v in d.items()}
 
 _BAND = int((PFS_WAVE < 8400).sum()) # pixels that make the i magnitude
 
-# %% ../../nbs/11c_mock.pfs.ipynb #3dccc816
+# %% ../../nbs/11c_mock.pfs.ipynb #abff1602
 def _full(v, like): return torch.as_tensor(v, dtype=torch.float32, device=like.device).expand(len(like))
 
 def electrons_per_flux(flux:Tensor, # (batch, 4096) noise-free, any unit of f_λ
@@ -158,6 +160,7 @@ def electrons_per_flux(flux:Tensor, # (batch, 4096) noise-free, any unit of f_λ
     scale = 10**(-.4*imag)*fibre_fraction(seeing, inst)/(flux[:, :_BAND]@c['lam2'][:_BAND])*_BAND
     return scale[:, None]*(c['gain']*c['lam2'])
 
+# %% ../../nbs/11c_mock.pfs.ipynb #06f84863
 def electrons(flux:Tensor, # (batch, 4096) noise-free, any unit of f_λ
               imag:Tensor|float, # (batch,) AB mag
               seeing:Tensor|float, # (batch,) arcsec
@@ -176,7 +179,7 @@ def noise_sigma_pfs(flux:Tensor, # (batch, 4096) noise-free, any unit of f_λ
     k = electrons_per_flux(flux, imag, seeing, inst)
     return (flux.clamp_min(0)*k + _curves(str(flux.device), inst)['background']).sqrt()/k
 
-# %% ../../nbs/11c_mock.pfs.ipynb #284ac98c
+# %% ../../nbs/11c_mock.pfs.ipynb #5d7316b6
 RV_SIGMA,CALIB_RMS,CALIB_ORDER = 10., .03, 4 # km/s, ln flux, highest polynomial
 
 def shift(flux:Tensor, # (batch, 4096) on `PFS_WAVE`
@@ -189,10 +192,16 @@ def shift(flux:Tensor, # (batch, 4096) on `PFS_WAVE`
     phase = -w*(torch.log1p(rv/C_KMS)/_DLN)[:, None]
     return torch.fft.irfft(f*torch.complex(phase.cos(), phase.sin()), n+128)[:, 64:64+n]
 
+# %% ../../nbs/11c_mock.pfs.ipynb #be586168
 @lru_cache
 def _legendre(device):
     x = torch.linspace(-1, 1, 4096)
     return torch.stack([(2*i+1)**.5*torch.special.legendre_polynomial_p(x, i) for i in range(1, CALIB_ORDER+1)]).to(device)
+
+def legendre(device:str|torch.device='cpu', # where the result lies
+            ) -> Tensor: # (4, 4096), each with a mean square of 1
+    "Legendre polynomials of order 1 to 4 over the pixels: shapes of a calibration error"
+    return _legendre(str(torch.device(device)))
 
 # %% ../../nbs/11c_mock.pfs.ipynb #5f8171a9
 def _light(labels, rv):
@@ -209,7 +218,7 @@ def clean_pfs(labels:Tensor, # (batch, 4) teff, logg, feh, alpha
     flux = torch.cat([_light(l, r) for l,r in zip(labels.split(size), _full(rv, labels).split(size))])
     return flux/flux.detach().median(1, keepdim=True).values
 
-# %% ../../nbs/11c_mock.pfs.ipynb #0aecd978
+# %% ../../nbs/11c_mock.pfs.ipynb #88895ed5
 def mock_pfs(labels:Tensor, # (batch, 4) teff, logg, feh, alpha
              imag:Tensor|float, # (batch,) AB mag
              seeing:Tensor|float, # (batch,) FWHM, arcsec
@@ -223,7 +232,7 @@ def mock_pfs(labels:Tensor, # (batch, 4) teff, logg, feh, alpha
     flux = clean_pfs(labels, rv)
     sigma = noise_sigma_pfs(flux, imag, seeing, inst)
     if calib is not None:
-        factor = (calib.to(flux)@_legendre(str(flux.device))).exp()
+        factor = (calib.to(flux)@legendre(flux.device)).exp()
         flux,sigma = flux*factor, sigma*factor
     if not noise: return flux, sigma
     eps = torch.randn(flux.shape, generator=generator, device=flux.device if generator is None else generator.device)
@@ -241,12 +250,13 @@ def draw_pfs(n:int, # number of stars
     return dict(labels=to_labels(stars), imag=torch.tensor(stars.imag.to_numpy('f4')), seeing=SEEING[0]+(SEEING[1]-SEEING[0])*u,
                 rv=RV_SIGMA*z[:, 0], calib=CALIB_RMS/CALIB_ORDER**.5*z[:, 1:])
 
-# %% ../../nbs/11c_mock.pfs.ipynb #4107c042
+# %% ../../nbs/11c_mock.pfs.ipynb #ad455d80
 SPLITS = dict(train=200_000, valid=1_000, test=10_000) # document 003
 _BLOCK = 1000
 
 def _seed(seed, which, i): return ((seed*len(SPLITS)+which) << 18 | i) % 2**32 # PyTorch's CPU generator looks at 32 bits
 
+# %% ../../nbs/11c_mock.pfs.ipynb #269781a6
 def star_noise(which:Tensor, # (batch,) numbers of the stars
                split:str='test', # name of the split
                seed:int=42, # seed of the split
@@ -277,7 +287,7 @@ class PfsSplit:
     def labels(self) -> Tensor: # (star, 4) teff, logg, feh, alpha
         return self.params['labels']
 
-# %% ../../nbs/11c_mock.pfs.ipynb #20b7e5bd
+# %% ../../nbs/11c_mock.pfs.ipynb #8c06add7
 @patch
 def clean(self:PfsSplit,
           idx:Tensor|None=None, # (batch,) numbers of the stars; None for all
@@ -287,6 +297,7 @@ def clean(self:PfsSplit,
     p = self.params if idx is None else {k: v[torch.as_tensor(idx).cpu()] for k,v in self.params.items()}
     with torch.no_grad(): return mock_pfs(**{k: v.to(device) for k,v in p.items()}, noise=False)
 
+# %% ../../nbs/11c_mock.pfs.ipynb #b5e5b8fd
 @patch
 def noisy(self:PfsSplit,
           idx:Tensor|None=None, # (batch,) numbers of the stars; None for all

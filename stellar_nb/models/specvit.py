@@ -148,16 +148,18 @@ class LinearStart(nn.Module):
 def fit(self:LinearStart,
         x:Tensor, # (star, pixel) the network's input for training stars
         y:Tensor, # (star, label) their z-scored labels, none missing
-        clean:Tensor|None=None, # (star, pixel) the same kind of input without noise, where there is one: better directions
+        clean:Tensor|None=None, # (star, pixel) the same input without noise, where there is one: better directions
+        ridge:float=1., # penalty on the squared weights of the answer
        ) -> LinearStart: # itself
-    "Principal components for directions, ridge regression for the answer"
+    "Principal components for directions, where `clean` is given in units of each pixel's noise; ridge regression for the answer"
+    noise = torch.ones_like(x[0]) if clean is None else (x - clean).std(0).clamp_min(1e-6)
     clean = x if clean is None else clean
     self.mean.copy_(clean.mean(0))
-    v = torch.pca_lowrank(clean - self.mean, len(self.directions.weight), center=False, niter=4)[2].T # (looks, pixel)
+    v = torch.pca_lowrank((clean - self.mean)/noise, len(self.directions.weight), center=False, niter=4)[2].T/noise # (looks, pixel)
     h = (x - self.mean)@v.T
     self.directions.weight.copy_(v/h.std(0)[:,None].clamp_min(1e-12))
     h = torch.cat([h/h.std(0).clamp_min(1e-12), torch.ones(len(h), 1)], 1).double()
-    w = torch.linalg.solve(h.T@h + torch.eye(h.shape[1], dtype=h.dtype), h.T@y.double()) # (looks + 1, label)
+    w = torch.linalg.solve(h.T@h + ridge*torch.eye(h.shape[1], dtype=h.dtype), h.T@y.double()) # (looks + 1, label)
     self.answer.weight.copy_(w[:-1].T); self.answer.bias.copy_(w[-1])
     return self
 
@@ -225,7 +227,7 @@ def seen(self:SpecViT,
          good:Tensor|None, # (b, pixel) bool, True = usable
         ) -> Tensor|None: # (b, 1+n) bool, True = this token may be looked at; [CLS] always
     "Which tokens may be looked at: patches with at least one good pixel"
-    if good is None: return None
+    if good is None or good.all(): return None  # nothing to hide, and attention without a mask is faster
     return F.pad(good.unflatten(-1, (-1, self.config.patch)).any(-1), (1, 0), value=True)
 
 # %% ../../nbs/63_models.specvit.ipynb #a017e5e8

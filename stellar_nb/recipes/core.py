@@ -94,4 +94,4 @@ def make_model(recipe:Recipe, # what to make
     model = calibrate(recipe, model, p['calibrate'])
     if recipe.domain: model.domain = recipe.domain(model, p)
     model.card = write_card(recipe, model, preset, training, seconds, 2*p['calibrate'])
-    return save_pretrained(model, out/recipe.name, history=history, training=dict(preset=preset, seed=seed, **training))
+    return save_pretrained(model, out/recipe.name, history=history, training=dict(preset=preset, seed=seed) | training)
