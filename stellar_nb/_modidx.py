@@ -367,6 +367,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'stellar_nb/eval/domain.py'),
                                         'stellar_nb.eval.domain.pixel_noise': ('eval.domain.html#pixel_noise', 'stellar_nb/eval/domain.py'),
                                         'stellar_nb.eval.domain.project': ('eval.domain.html#project', 'stellar_nb/eval/domain.py'),
+                                        'stellar_nb.eval.domain.rates_by_kind': ( 'eval.domain.html#rates_by_kind',
+                                                                                  'stellar_nb/eval/domain.py'),
                                         'stellar_nb.eval.domain.squares': ('eval.domain.html#squares', 'stellar_nb/eval/domain.py')},
             'stellar_nb.eval.metrics': { 'stellar_nb.eval.metrics._columns': ('eval.metrics.html#_columns', 'stellar_nb/eval/metrics.py'),
                                          'stellar_nb.eval.metrics._scored': ('eval.metrics.html#_scored', 'stellar_nb/eval/metrics.py'),
