@@ -373,6 +373,66 @@ def test_picture_names_stay_inside():
     assert len(taken) == 12
 
 
+# --- which model ---------------------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def three(tmp_path_factory, monkeypatch):
+    "Untrained models under the names of the three shipped ones"
+    folder = tmp_path_factory.mktemp('three')
+    inputs = dict(specvit_lamost=PreprocessConfig(), specvit_pfs=PreprocessConfig(arms=((7100., 8850.),), step=3e-5, length=3600), specvit_xp=PreprocessConfig(arms=((3400., 10180.),), step=1e-3, length=504))
+    for name,prep in inputs.items():
+        seed_everything(1)
+        net = SpecViT(SpecViTConfig(length=prep.length, patch=72, width=16, depth=1, heads=2, hidden=32, labels=LABELS, quantiles=(.16, .5, .84)))
+        save_pretrained(LabelModel(net, prep, LabelScale(LABELS, (5500., 4., -.5), (800., .5, .4)), (50., .1, .1), dict(teff=(3750., 8000.), logg=(0., 5.), feh=(-2.5, .5))), folder/name)
+    monkeypatch.setenv('STELLAR_NB_MODELS', str(folder))
+
+def test_model_by_kind(here, three, capsys):
+    "Each spectrum goes to the model that was made for its kind, in the order of the files; the column `model` says which"
+    files = [example_file(o, here).name for o in ('hdf5', 'lamost-table', 'gaia-xp', 'lamost-mrs', 'text', 'sdss-coadd')]
+    assert main(['predict', *files, '--rv', '10', '--batch-size', '4', '--plots', 'png', '-o', 'out.csv']) == 1, capsys.readouterr().err
+    t = rows('out.csv')
+    assert t.file.tolist() == ['hdf5.h5[0]', 'hdf5.h5[1]', files[1], 'gaia-xp.npz[0]', 'gaia-xp.npz[1]', 'lamost-mrs.fits.gz[0]', 'lamost-mrs.fits.gz[1]', *files[4:]]
+    assert t.model.tolist() == ['specvit_pfs']*2 + ['specvit_lamost'] + ['specvit_xp']*2 + ['']*2 + ['specvit_lamost']*2
+    assert t.status.tolist() == ['ok']*5 + ['failed']*2 + ['ok']*2 and all(re.match(r'no model reads \d+–\d+ Å at 0.1\d Å a pixel \(specvit_lamost: 4000–8798', o) for o in t.reason[5:7])
+    assert t.rv_source[3:5].tolist() == ['', ''] and not t['flags'][3:5].str.contains('rv_').any() and t.rv_source[:2].tolist() == ['header', 'given']
+    assert np.isfinite(t[[*LABELS]].to_numpy()[t.status == 'ok']).all() and len(os.listdir('png')) == 7
+
+def test_one_model_for_all(here, three):
+    "--model decides for every file, and what it cannot read says why"
+    files = [example_file(o, here).name for o in ('lamost-table', 'hdf5', 'gaia-xp')]
+    assert main(['predict', *files, '--model', 'specvit_lamost', '-o', 'out.ecsv']) == 1
+    t = Table.read('out.ecsv')
+    assert t['status'].tolist() == ['ok'] + ['failed']*4 and set(t['model']) == {'specvit_lamost'} and t.meta['model'] == 'specvit_lamost'
+    assert 'not covered' in t['reason'][1] and 'coarsely' in t['reason'][3]
+
+def test_model_that_is_not_there(here, three, monkeypatch):
+    "Costs the rows that need it, and is named"
+    import stellar_nb.cli as cli
+    monkeypatch.setattr(cli, 'MODELS', {('nowhere' if k == 'specvit_pfs' else k): v for k,v in cli.MODELS.items()})
+    assert main(['predict', example_file('hdf5', here).name, example_file('lamost-table', here).name, '-o', 'out.csv']) == 1
+    t = rows('out.csv')
+    assert t.status.tolist() == ['failed']*2 + ['ok'] and all(o.startswith('needs the model nowhere (no such model') for o in t.reason[:2]) and t.model.tolist() == ['', '', 'specvit_lamost']
+
+def test_tables_without_the_column_model(here, predict, star):
+    "Those of earlier versions are known as predictions too"
+    from stellar_nb.cli import is_predictions, write_table
+    write('a.fits', *star)
+    predict('a.fits', '-o', 'new.csv')
+    pd.read_csv('new.csv').drop(columns='model').to_csv('old.csv', index=False)
+    pd.read_csv('new.csv').drop(columns='model').to_parquet('old.parquet', index=False)
+    assert all(map(is_predictions, ('new.csv', 'old.csv', 'old.parquet'))) and not is_predictions('a.fits')
+
+def test_predict_as_a_function(here, three, star):
+    "Folders, one path or several, a model by name or itself"
+    from stellar_nb import load_pretrained, predict
+    os.mkdir('d'); write('d/a.fits', *star); write('b.fits', *star)
+    assert predict('d').file.tolist() == ['d/a.fits'] and predict(Path('d')).model.tolist() == ['specvit_lamost']
+    one,two = predict(['d', 'b.fits'], 'specvit_lamost'), predict(['d', 'b.fits'], load_pretrained('specvit_lamost'), batch_size=1)
+    assert one.file.tolist() == ['d/a.fits', 'b.fits'] and list(one) == list(COLUMNS)
+    np.testing.assert_allclose(one.teff, two.teff, rtol=1e-5)
+    with pytest.raises(ValueError, match='no such model'): predict('d', 'nothing')
+
+
 # --- refused before the work ---------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('args,why', [

