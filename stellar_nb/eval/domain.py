@@ -39,8 +39,8 @@ def fit_basis(x:Tensor, # (star, pixel) preprocessed spectra
         d = torch.where(good, x - mean, d@v@v.T)
     return mean, v.T.contiguous()
 
-# %% ../../nbs/85_eval.domain.ipynb #9464428a
-RIDGE = .3
+# %% ../../nbs/85_eval.domain.ipynb #e4f8f4ed
+RIDGE = .02
 
 def project(x:Tensor, # (star, pixel)
             good:Tensor, # (star, pixel) bool
