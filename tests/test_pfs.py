@@ -127,7 +127,7 @@ def test_table_names_its_stars():
     own = t[~t.fixed]
     s = mp.PfsSplit('test', n=len(own))
     np.testing.assert_allclose(own[[f'{k}_true' for k in ce.FREE]], s.labels[:, :3], rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(own.imag, s.params['imag'], rtol=1e-4)
+    np.testing.assert_allclose(own.imag, s.params["imag"], rtol=1e-4)
     assert (t.ess > 20).all()
 
 

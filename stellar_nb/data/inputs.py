@@ -24,8 +24,8 @@ class PfsInput:
     high:float=8850. # last pixel, Å
     length:int=4096 # number of pixels
     clip:bool=False # flux below zero becomes zero, as in document 003
-    weights:bool=False # a second channel, ln(mean flux/σ)
-    whiten:bool=False # first channel (flux - mean)/σ instead of flux/mean - 1
+    weights:bool=False # a second channel, ln(median flux/σ)
+    whiten:bool=False # first channel (flux - median)/σ instead of flux/median - 1
 
     @property
     def needs(self) -> tuple[float,float]: # Å in vacuum
@@ -78,11 +78,10 @@ def pfs_input(self:PfsInput,
     "The network's input; a spectrum without any good pixel is all zeros"
     flux,ivar = regrid(wave, flux, ivar, rv, self.wave.to(flux.device))
     good = (ivar > 0) & flux.isfinite()
-    w = torch.where(good, ivar, 0)
-    f = torch.where(good, flux.clamp_min(0) if self.clip else flux, 0)
-    mean = ((w*f).sum(1)/w.sum(1).clamp_min(1e-30)).clamp_min(1e-30)[:,None]
-    snr = mean*w.sqrt()
-    x = (f/mean - 1)*(snr if self.whiten else good)
+    f = torch.where(good, flux.clamp_min(0) if self.clip else flux, torch.nan)
+    unit = f.nanmedian(1, keepdim=True).values.nan_to_num(1.).clamp_min(1e-30)
+    snr = unit*torch.where(good, ivar, 0).sqrt()
+    x = (f.nan_to_num(0)/unit - 1)*(snr if self.whiten else good)
     if not self.weights: return x.float(), good
     return torch.stack([x, snr.clamp_min(1e-3).log()*good], 1).float(), good
 

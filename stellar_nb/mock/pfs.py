@@ -308,8 +308,8 @@ def noisy(self:PfsSplit,
     flux,sigma = self.clean(idx, device)
     return flux + sigma*star_noise(idx, self.name, self.seed).to(device), sigma
 
-# %% ../../nbs/11c_mock.pfs.ipynb #7e88cec2
-def benchmark_pfs(n:int=512, # stars in a batch
+# %% ../../nbs/11c_mock.pfs.ipynb #fdcebdd0
+def benchmark_pfs(n:int=256, # stars in a batch
                   repeats:int=4, # timed batches
                   noise:bool=True, # with noise
                  ) -> float: # spectra a second on one thread of the CPU

@@ -135,7 +135,8 @@ class LinearStart(nn.Module):
         super().__init__()
         self.register_buffer('mean', torch.zeros(length))
         self.directions = nn.Linear(length, looks, bias=False)
-        self.to_cls,self.answer = nn.Linear(looks, width), nn.Linear(looks, labels)
+        self.to_cls = nn.Sequential(nn.Linear(looks, 4*width), nn.GELU(), nn.Linear(4*width, width))
+        self.answer = nn.Linear(looks, labels)
 
     def forward(self,
                 x:Tensor, # (b, pixel), or (b, channel, pixel) of which the first counts
@@ -180,6 +181,7 @@ class SpecViT(nn.Module):
         self.pooler = nn.Sequential(nn.Linear(c.width, c.width), nn.Tanh()) if c.pooler else nn.Identity()
         self.head = LabelHead(c.width, len(c.labels), c.quantiles)
         self.apply(init_weights)
+        if self.start: self.start.to_cls.apply(lambda m: m.reset_parameters() if isinstance(m, nn.Linear) else None)  # its input is of order one
 
     def forward(self,
                 x:Tensor, # (b, pixel), or (b, channel, pixel): preprocessed spectra

@@ -80,7 +80,7 @@ class TrainingLog(Callback):
                  desc:str='training', # what the bar says
                 ): self.desc,self.history = desc,[]
     def before_fit(self):
-        self.start,self.total = time.perf_counter(),0.
+        self.began,self.total = time.perf_counter(),0.
         self.bar = progress(desc=self.desc, total=self.n_epoch*len(self.dls.train), initial=len(self.history)*len(self.dls.train))
     def before_train(self): self.total = 0.
     def after_batch(self):
@@ -90,7 +90,7 @@ class TrainingLog(Callback):
         self.bar.set_postfix_str(f'loss {self.smooth_loss.item():.4f}', refresh=False)
     def after_epoch(self):
         if self.epoch < len(self.history): return # an epoch that is skipped after a resume
-        row = dict(zip(self.recorder.metric_names[:-1], self.recorder.log), lr=self.opt.hypers[-1]['lr'], seconds=time.perf_counter() - self.start)
+        row = dict(zip(self.recorder.metric_names[:-1], self.recorder.log), lr=self.opt.hypers[-1]['lr'], seconds=time.perf_counter() - self.began)
         self.history.append({**row, 'train_loss': float(self.total/len(self.dls.train))})
     def after_fit(self): self.bar.close()
     def table(self) -> pd.DataFrame: # one row an epoch
