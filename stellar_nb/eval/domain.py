@@ -119,7 +119,7 @@ def _window(domain, x, good):
     x,s = x[:,0] if x.ndim == 3 else x, slice(domain.start, domain.start + len(domain.mean))
     return x[:,s].float(), good[:,s]
 
-# %% ../../nbs/85_eval.domain.ipynb #2ba6286f
+# %% ../../nbs/85_eval.domain.ipynb #b4632621
 @patch
 @torch.no_grad()
 def __call__(self:Domain,
@@ -135,7 +135,7 @@ def __call__(self:Domain,
     odds = squares(c + self.basis@self.mean)@self.weights + self.bias if len(self.weights) else torch.full_like(left, math.nan)
     return Statistics(left, ((d@self.metric)*d).sum(1)/len(self.basis), odds, seen)
 
-# %% ../../nbs/85_eval.domain.ipynb #bc5c95dc
+# %% ../../nbs/85_eval.domain.ipynb #72766898
 @patch
 def flag(self:Domain,
          x:Tensor, # (star, pixel) or (star, channel, pixel) the network's input
@@ -148,7 +148,7 @@ def flag(self:Domain,
     none = s.seen < .5
     return [','.join(['unchecked']*bool(none[i]) or [k for k,v in words.items() if v[i]]) for i in range(len(none))]
 
-# %% ../../nbs/85_eval.domain.ipynb #b2596353
+# %% ../../nbs/85_eval.domain.ipynb #e2fdb676
 def _learn(x, good, group, start, k): # `group` (star,): 0 training, 1 real, 2 of another kind
     n = [max(1, int((group == i).sum())) for i in range(3)]
     known = group < 2
@@ -161,14 +161,14 @@ def _learn(x, good, group, start, k): # `group` (star,): 0 training, 1 real, 2 o
     slope = ((r[noisy]**2).sum(1)/good[noisy].sum(1)/noise[noisy]).quantile(.9)
     return Domain(mean, basis, c[known].mean(0), torch.linalg.inv(torch.cov(c[known].T) + .1*torch.eye(k)), odds[0], float(odds[1]), float(slope), start)
 
-# %% ../../nbs/85_eval.domain.ipynb #6c6e7eaf
+# %% ../../nbs/85_eval.domain.ipynb #77a97e2c
 def _learn_with(x, good, real, keep, start, k): # training spectra and those real ones that are kept
     xr,gr,kind = real
     keep = keep & (kind > 0)
     group = torch.cat([torch.zeros(len(x), dtype=torch.long), kind[keep].repeat_interleave(xr.shape[1])])
     return _learn(torch.cat([x, xr[keep].flatten(0, 1)]), torch.cat([good, gr[keep].flatten(0, 1)]), group, start, k)
 
-# %% ../../nbs/85_eval.domain.ipynb #ab7fb87e
+# %% ../../nbs/85_eval.domain.ipynb #f92d993d
 def _held_out(x, good, real, start, k, folds, seed): # statistics (real star, draw, 4) by detectors that never saw the star
     xr,gr,kind = real
     fold,out = torch.randint(folds, kind.shape, generator=generator(seed)), torch.full((*xr.shape[:2], 4), math.nan)
@@ -177,10 +177,10 @@ def _held_out(x, good, real, start, k, folds, seed): # statistics (real star, dr
         out[fold == f] = torch.stack(s, 1).unflatten(0, (-1, xr.shape[1]))
     return out
 
-# %% ../../nbs/85_eval.domain.ipynb #13fe2298
+# %% ../../nbs/85_eval.domain.ipynb #fe1d78fc
 def _top(s, rates): return torch.tensor([v[v.isfinite()].quantile(1 - r) if v.isfinite().any() else math.inf for v,r in zip(s, rates)])
 
-# %% ../../nbs/85_eval.domain.ipynb #c35899f2
+# %% ../../nbs/85_eval.domain.ipynb #48bd9419
 @patch(cls_method=True)
 def fit(cls:Domain,
         x:Tensor, # (star, pixel) training spectra as the network sees them
@@ -205,7 +205,7 @@ def fit(cls:Domain,
     d.limits = dict(zip(Statistics._fields, top.tolist()))
     return d, out
 
-# %% ../../nbs/85_eval.domain.ipynb #7e78f2b7
+# %% ../../nbs/85_eval.domain.ipynb #073c84a8
 @patch
 def save(self:Domain,
          path:str|Path, # of the file, `….safetensors`
@@ -222,24 +222,24 @@ def load(cls:Domain,
     "Read a file; nothing in it is run. KeyError where it is of another kind"
     with safe_open(path, 'pt') as f: return cls(**{k: f.get_tensor(k).float() for k in f.keys()}, **json.loads(f.metadata()['domain']))
 
-# %% ../../nbs/85_eval.domain.ipynb #84270bf1
+# %% ../../nbs/85_eval.domain.ipynb #d742df4d
 def _on_lamost(wave, flux): # (star, 3909), 0 where there is nothing
     return torch.stack([torch.tensor(np.interp(LAMOST_WAVE.numpy(), wave[o], f[o], 0, 0)) for f in flux for o in [np.isfinite(f) & (f > 0)]]).float()
 
-# %% ../../nbs/85_eval.domain.ipynb #c93b0b2c
+# %% ../../nbs/85_eval.domain.ipynb #012db7c3
 def _template_stars():
     wave,flux,table = templates()
     step = table.subclass.str[0].map('OBAFGKML'.index)*10 + table.subclass.str[1].astype(int)
     return _on_lamost(wave.numpy(), flux.numpy()), table.assign(set='PyHammer', kind=np.select([(step >= 27) & (step < 60), (step < 25) | (step >= 62)], [1, 2], 0))
 
-# %% ../../nbs/85_eval.domain.ipynb #fa140142
+# %% ../../nbs/85_eval.domain.ipynb #13c26406
 def _miles_stars(folder):
     with np.load(folder/'miles_spectra.npz') as d: flux,wave,names = d['flux'], air_to_vacuum(d['wave0'] + d['dwave']*np.arange(d['flux'].shape[1])), d['miles_id']
     table = pd.read_csv(folder/'miles_labels.csv', dtype=dict(miles_id=str)).set_index('miles_id').loc[names].reset_index()
     kind = np.select([table.teff.between(3900, 7800), (table.teff > 8200) | (table.teff < 3700)], [1, 2], 0)
     return _on_lamost(wave, flux), table.assign(set='MILES', subclass=table.sptype, kind=kind)
 
-# %% ../../nbs/85_eval.domain.ipynb #24df06ee
+# %% ../../nbs/85_eval.domain.ipynb #bf8c9234
 def known_stars(miles:Path|None=None, # folder with MILES; None = without
                ) -> tuple[Tensor,pd.DataFrame]: # flux (star, 3909) on `LAMOST_WAVE` over its median, 0 where there is none; table with `set`, `subclass`, `teff`, `kind` (1 meant for, 2 not, 0 neither)
     "Real spectra at rest whose kind is known"
@@ -247,7 +247,7 @@ def known_stars(miles:Path|None=None, # folder with MILES; None = without
     flux = torch.cat(flux)
     return flux/flux.masked_fill(flux == 0, math.nan).nanmedian(1, keepdim=True).values, pd.concat(tables, ignore_index=True)
 
-# %% ../../nbs/85_eval.domain.ipynb #1edc3ea7
+# %% ../../nbs/85_eval.domain.ipynb #7b047db6
 def observe(flux:Tensor, # (star, 3909) at rest, noise-free, 0 where there is none
             snr:float, # median S/N a pixel over 4000–5500 Å
             prep, # called with wave, flux, ivar and rv, returns x and good
@@ -258,10 +258,10 @@ def observe(flux:Tensor, # (star, 3909) at rest, noise-free, 0 where there is no
     noisy = flux + sigma*torch.randn(flux.shape, generator=generator)
     return prep(LAMOST_WAVE, noisy, torch.where(flux > 0, sigma**-2, 0), torch.zeros(len(flux)))
 
-# %% ../../nbs/85_eval.domain.ipynb #027739ee
+# %% ../../nbs/85_eval.domain.ipynb #84c7b3f0
 SNRS = (10., 20., 50., 100., 1000.)
 
-# %% ../../nbs/85_eval.domain.ipynb #d490d629
+# %% ../../nbs/85_eval.domain.ipynb #5694a007
 def rates_by_kind(table:pd.DataFrame, # of `known_stars`, with a column of words for each of `SNRS`
                  ) -> dict: # kind → `stars`, their number, and the share of them that has any word, for each of `SNRS`
     "Hits and false alarms among real stars of known kind"
@@ -272,7 +272,7 @@ def rates_by_kind(table:pd.DataFrame, # of `known_stars`, with a column of words
                'A7–K templates': templates & (table.kind == 1), 'MILES 3900–7800 K': ~templates & (table.kind == 1)}
     return {k: {'stars': int(g.sum()), **{f'{s:g}': round(float((table.loc[g, f'{s:g}'] != '').mean()), 3) for s in SNRS}} for k,g in groups.items() if g.any()}
 
-# %% ../../nbs/85_eval.domain.ipynb #87dc2425
+# %% ../../nbs/85_eval.domain.ipynb #f6245665
 def mock_inputs(n:int, # stars
                 prep, # called with wave, flux, ivar and rv, returns x and good
                 seed:int, # of the survey
@@ -286,7 +286,7 @@ def mock_inputs(n:int, # stars
         out.append((*prep(LAMOST_WAVE, flux, ivar, cond['rv']), cond['snr']))
     return tuple(torch.cat(o) for o in zip(*out))
 
-# %% ../../nbs/85_eval.domain.ipynb #31ac6c85
+# %% ../../nbs/85_eval.domain.ipynb #6f105dc3
 def optical_domain(prep, # called with wave, flux, ivar and rv, returns x and good; it has `wave`, the wavelength of each pixel
                    miles:Path|None=None, # folder with MILES; None = without
                    n:int=8000, # mock stars
