@@ -21,6 +21,7 @@ from .data.inputs import PfsInput
 from .data.labels import LabelScale
 from .data.preprocess import PreprocessConfig, stack
 from .data.spectra import Spectrum
+from .data.xp import XpInput
 from .eval.domain import Domain
 from .models.specvit import SpecViT, SpecViTConfig
 
@@ -29,7 +30,7 @@ from .models.specvit import SpecViT, SpecViTConfig
 class LabelModel:
     "A network that reads spectra, with all that its input and output need"
     model:nn.Module # maps the input to z-scored quantiles (star, label, 3) or to labels (star, label)
-    prep:PreprocessConfig|PfsInput # how spectra become the input: called with wave, flux, ivar, rv it returns x and good
+    prep:PreprocessConfig|PfsInput|XpInput # how spectra become the input: called with wave, flux, ivar, rv it returns x and good
     scale:LabelScale # z-scores of the labels and back
     margin:tuple[float,...] # conformal margin of each label, physical units
     limits:dict[str,tuple[float,float]] # range of each label in the training survey
@@ -119,7 +120,7 @@ LabelModel.predict = predict_labels
 
 # %% ../nbs/90_pretrained.ipynb #737203de
 _models = {'SpecViT': (SpecViT, SpecViTConfig)}
-_inputs = {o.__name__: o for o in (PreprocessConfig, PfsInput)}
+_inputs = {o.__name__: o for o in (PreprocessConfig, PfsInput, XpInput)}
 
 # %% ../nbs/90_pretrained.ipynb #a8af0ad7
 def _write(folder, model, half):
