@@ -37,7 +37,7 @@ def pfs_config(**changes, # fields that differ
 # %% ../../nbs/92d_recipes.pfs.ipynb #307a88b8
 PRESETS = dict(smoke=dict(epochs=1, batches=4, batch=32, lr=5e-4, warm=.05, start=1000, calibrate=200),
                laptop=dict(epochs=6, batches=320, batch=32, lr=5e-4, warm=.05, start=20_000, calibrate=2000),
-               shipped=dict(epochs=15, batches=640, batch=32, lr=5e-4, warm=.05, start=50_000, calibrate=4000),
+               shipped=dict(epochs=4, batches=640, batch=32, lr=5e-4, warm=.05, start=60_000, calibrate=4000),
                paper=dict(epochs=200, stars=200_000, batch=256, lr=3e-4, warm=0., calibrate=4000))
 
 def pfs_setup(preset:str, # a key of `PRESETS`
@@ -148,7 +148,7 @@ def train_pfs(preset:str='laptop', # a key of `PRESETS`
     seed_everything(seed, deterministic=True)
     scale = pfs_scale(config.labels, seed=seed)
     net = SpecViT(config)
-    if config.looks: start_pfs(net, scale, prep, p['start'], seed=seed)
+    if config.looks: start_pfs(net, scale, prep, p['start'], seed=seed).start.requires_grad_(False)
     learn = pfs_learner(net, scale, p, prep, seed)
     facts = dict(preset=preset, seed=seed, batch=p['batch'], spectra=p['epochs']*(p.get('stars') or p['batches']*p['batch']), weight_decay=.01, clip=.5)
     checkpoint = None if preset == 'smoke' else Path(out)/f'specvit_pfs-{preset}.checkpoint.safetensors'
