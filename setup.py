@@ -24,7 +24,7 @@ setup(
     classifiers=['Intended Audience :: Science/Research', 'Topic :: Scientific/Engineering :: Astronomy']
                 + [f'Programming Language :: Python :: 3.{minor}' for minor in range(10, 14)],
     packages=find_packages(include=['stellar_nb', 'stellar_nb.*']),
-    package_data={'stellar_nb.data': ['README.md', 'emulator/*', 'instrument/*', 'templates/*', 'stars/*', 'models/*/*']}, include_package_data=False,
+    package_data={'stellar_nb.data': ['README.md', 'emulator/*', 'instrument/*', 'templates/*', 'stars/*', 'models/*/*', 'results/*']}, include_package_data=False,
     python_requires=f">={cfg['min_python']}",
     install_requires=lines(cfg['requirements']), extras_require=extras,
     entry_points={'console_scripts': [f'{k} = {v}' for k, v in ini['scripts'].items()],

@@ -195,6 +195,7 @@ class Reads(NamedTuple):
     what:str # in words
     layout:str='' # `meta['layout']` that it needs; '' = any
 
+# %% ../nbs/91_cli.ipynb #4b319104
 MODELS = dict(specvit_lamost=Reads(4000., 8798., 4., 'optical spectra such as those of LAMOST and SDSS'),
               specvit_pfs=Reads(7100., 8850., 1., 'PFS and others of like resolution'), specvit_xp=Reads(3360., 10200., 30., 'Gaia XP files', 'gaia-xp'))
 

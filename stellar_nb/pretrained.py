@@ -64,6 +64,7 @@ def _read(model, x, good): # the network's input → what `quantiles` returns
     q[..., 2] += q.new_tensor(model.margin)
     return q.sort(-1).values, good.float().sum(1)/model.prep.usable.sum()
 
+# %% ../nbs/90_pretrained.ipynb #adf72425
 def quantiles(model:LabelModel, # a trained model
               wave:Tensor, # (pixel,) or (star, pixel) observed wavelength, Å in vacuum
               flux:Tensor, # (star, pixel) flux density, any linear unit
@@ -84,6 +85,7 @@ def known_class(subclass:str, # as a header gives it, such as `G5`, `dM4`, `A1V`
 # %% ../nbs/90_pretrained.ipynb #8e163da1
 RV_PIXEL = 10. # Å; with wider pixels no velocity of a star matters
 
+# %% ../nbs/90_pretrained.ipynb #eebf85a1
 def label_flags(spectrum:Spectrum, # as a reader returned it
                 median:np.ndarray, # (label,) predicted labels
                 covered:float, # share of the model's pixels that are good
@@ -120,6 +122,7 @@ LabelModel.predict = predict_labels
 _models = {'SpecViT': (SpecViT, SpecViTConfig)}
 _inputs = {o.__name__: o for o in (PreprocessConfig, PfsInput, XpInput)}
 
+# %% ../nbs/90_pretrained.ipynb #a8af0ad7
 def _write(folder, model, half):
     folder.mkdir()
     net = model.model

@@ -70,15 +70,15 @@ def test_real_lamost_stars(model):
 # --- kinds of damage -----------------------------------------------------------------------------------------------------------------------
 
 def test_damage(model, sun):
-    "A sound star passes; a wrong velocity, an inverted spectrum and pure noise do not; a dead blue arm is not judged"
-    blue = sun.wave < 5800
+    "A sound star passes; a wrong velocity, an inverted spectrum and pure noise do not; where most of the blue is missing nothing is said"
+    blue = (sun.wave > 4700) & (sun.wave < 5800)
     noise = np.random.default_rng(0).normal(1, .3, 3909)
     stars = [sun, changed(sun, rv=400.), changed(sun, flux=2*np.median(sun.flux) - sun.flux), changed(sun, flux=noise),
              changed(sun, ivar=np.where(blue, 0, sun.ivar), mask=blue)]
     words = model.predict(stars)['flags'].str.split(',')
     assert not {'unusual', 'beyond_range', 'unchecked'} & set(words[0])
-    assert all('unusual' in o for o in words[1:4]), words.tolist()
-    assert 'unchecked' in words[4]
+    assert all({'unusual', 'beyond_range'} & set(o) for o in words[1:4]), words.tolist()
+    assert 'unchecked' in words[4] and 'no_coverage' not in words[4]
 
 
 def test_what_does_not_matter(model, sun):
@@ -105,7 +105,7 @@ def test_project_over_gaps():
     x = c@basis + 1
     good = torch.rand(6, 400, generator=g) > .2
     got, r = project(x*good, good, torch.ones(400), basis)
-    assert ((got - c).abs() < .15*c.abs().max()).all() and (r[~good] == 0).all()
+    assert ((got - c).abs() < .05*c.abs().max()).all() and (r[~good] == 0).all()
     assert float((r**2).mean()) < .01*float(((x - 1)**2).mean())
 
 

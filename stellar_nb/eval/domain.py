@@ -39,9 +39,10 @@ def fit_basis(x:Tensor, # (star, pixel) preprocessed spectra
         d = torch.where(good, x - mean, d@v@v.T)
     return mean, v.T.contiguous()
 
-# %% ../../nbs/85_eval.domain.ipynb #9464428a
-RIDGE = .3
+# %% ../../nbs/85_eval.domain.ipynb #a8a9d164
+RIDGE = .02
 
+# %% ../../nbs/85_eval.domain.ipynb #b31f9d2c
 def project(x:Tensor, # (star, pixel)
             good:Tensor, # (star, pixel) bool
             mean:Tensor, # (pixel,)
@@ -53,7 +54,7 @@ def project(x:Tensor, # (star, pixel)
     c = torch.linalg.solve(gram + RIDGE*torch.eye(len(basis)), d@basis.T)
     return c, (d - c@basis)*good
 
-# %% ../../nbs/85_eval.domain.ipynb #cc505982
+# %% ../../nbs/85_eval.domain.ipynb #3fd60923
 def pixel_noise(r:Tensor, # (star, pixel) residual
                 good:Tensor, # (star, pixel) bool
                ) -> Tensor: # (star,) standard deviation of a pixel; NaN without three good pixels in a row
@@ -63,7 +64,7 @@ def pixel_noise(r:Tensor, # (star, pixel) residual
     d = (2*part(r, 3) - part(r, 0) - part(r, 6)).abs().masked_fill(~ok, math.nan)
     return d.nanmedian(1).values*1.4826/6**.5
 
-# %% ../../nbs/85_eval.domain.ipynb #5de1d2b3
+# %% ../../nbs/85_eval.domain.ipynb #efca3649
 def squares(c:Tensor, # (star, k)
            ) -> Tensor: # (star, k + k(k+1)/2)
     "Direction of a vector: its components and their products"
@@ -71,7 +72,7 @@ def squares(c:Tensor, # (star, k)
     i,j = torch.triu_indices(c.shape[1], c.shape[1])
     return torch.cat([c, c[:,i]*c[:,j]], 1)
 
-# %% ../../nbs/85_eval.domain.ipynb #a6610462
+# %% ../../nbs/85_eval.domain.ipynb #d5aa2f53
 def fit_logistic(f:Tensor, # (star, feature)
                  y:Tensor, # (star,) 0. or 1.
                  weight:Tensor, # (star,) how much each star counts
@@ -90,7 +91,7 @@ def fit_logistic(f:Tensor, # (star, feature)
     w = a.detach()[1:]/std
     return w, a.detach()[0] - w@mean
 
-# %% ../../nbs/85_eval.domain.ipynb #ebf7f590
+# %% ../../nbs/85_eval.domain.ipynb #79ebba23
 class Statistics(NamedTuple):
     "What `Domain` measures, each (star,)"
     outside:Tensor # variance that neither subspace nor noise explains, in units of a pixel's variance
@@ -98,7 +99,7 @@ class Statistics(NamedTuple):
     beyond:Tensor # log odds that it is a star of another kind; NaN where no such stars were given
     seen:Tensor # share of the pixels looked at that are good
 
-# %% ../../nbs/85_eval.domain.ipynb #8a5cedda
+# %% ../../nbs/85_eval.domain.ipynb #7b4c2f8c
 @dataclass
 class Domain:
     "The part of the space of spectra that a model knows"
@@ -113,11 +114,12 @@ class Domain:
     limits:dict|None=None # `outside`, `inside`, `beyond`: the largest usual value of each
     about:dict|None=None # what it was made from, numbers and words
 
-# %% ../../nbs/85_eval.domain.ipynb #8b919808
+# %% ../../nbs/85_eval.domain.ipynb #cae27983
 def _window(domain, x, good):
     x,s = x[:,0] if x.ndim == 3 else x, slice(domain.start, domain.start + len(domain.mean))
     return x[:,s].float(), good[:,s]
 
+# %% ../../nbs/85_eval.domain.ipynb #b4632621
 @patch
 @torch.no_grad()
 def __call__(self:Domain,
@@ -133,7 +135,7 @@ def __call__(self:Domain,
     odds = squares(c + self.basis@self.mean)@self.weights + self.bias if len(self.weights) else torch.full_like(left, math.nan)
     return Statistics(left, ((d@self.metric)*d).sum(1)/len(self.basis), odds, seen)
 
-# %% ../../nbs/85_eval.domain.ipynb #b88ffb9d
+# %% ../../nbs/85_eval.domain.ipynb #72766898
 @patch
 def flag(self:Domain,
          x:Tensor, # (star, pixel) or (star, channel, pixel) the network's input
@@ -146,7 +148,7 @@ def flag(self:Domain,
     none = s.seen < .5
     return [','.join(['unchecked']*bool(none[i]) or [k for k,v in words.items() if v[i]]) for i in range(len(none))]
 
-# %% ../../nbs/85_eval.domain.ipynb #f86be712
+# %% ../../nbs/85_eval.domain.ipynb #e2fdb676
 def _learn(x, good, group, start, k): # `group` (star,): 0 training, 1 real, 2 of another kind
     n = [max(1, int((group == i).sum())) for i in range(3)]
     known = group < 2
@@ -159,13 +161,14 @@ def _learn(x, good, group, start, k): # `group` (star,): 0 training, 1 real, 2 o
     slope = ((r[noisy]**2).sum(1)/good[noisy].sum(1)/noise[noisy]).quantile(.9)
     return Domain(mean, basis, c[known].mean(0), torch.linalg.inv(torch.cov(c[known].T) + .1*torch.eye(k)), odds[0], float(odds[1]), float(slope), start)
 
-# %% ../../nbs/85_eval.domain.ipynb #ff5ed850
+# %% ../../nbs/85_eval.domain.ipynb #77a97e2c
 def _learn_with(x, good, real, keep, start, k): # training spectra and those real ones that are kept
     xr,gr,kind = real
     keep = keep & (kind > 0)
     group = torch.cat([torch.zeros(len(x), dtype=torch.long), kind[keep].repeat_interleave(xr.shape[1])])
     return _learn(torch.cat([x, xr[keep].flatten(0, 1)]), torch.cat([good, gr[keep].flatten(0, 1)]), group, start, k)
 
+# %% ../../nbs/85_eval.domain.ipynb #f92d993d
 def _held_out(x, good, real, start, k, folds, seed): # statistics (real star, draw, 4) by detectors that never saw the star
     xr,gr,kind = real
     fold,out = torch.randint(folds, kind.shape, generator=generator(seed)), torch.full((*xr.shape[:2], 4), math.nan)
@@ -174,9 +177,10 @@ def _held_out(x, good, real, start, k, folds, seed): # statistics (real star, dr
         out[fold == f] = torch.stack(s, 1).unflatten(0, (-1, xr.shape[1]))
     return out
 
+# %% ../../nbs/85_eval.domain.ipynb #fe1d78fc
 def _top(s, rates): return torch.tensor([v[v.isfinite()].quantile(1 - r) if v.isfinite().any() else math.inf for v,r in zip(s, rates)])
 
-# %% ../../nbs/85_eval.domain.ipynb #80583b85
+# %% ../../nbs/85_eval.domain.ipynb #48bd9419
 @patch(cls_method=True)
 def fit(cls:Domain,
         x:Tensor, # (star, pixel) training spectra as the network sees them
@@ -201,7 +205,7 @@ def fit(cls:Domain,
     d.limits = dict(zip(Statistics._fields, top.tolist()))
     return d, out
 
-# %% ../../nbs/85_eval.domain.ipynb #082b52ba
+# %% ../../nbs/85_eval.domain.ipynb #073c84a8
 @patch
 def save(self:Domain,
          path:str|Path, # of the file, `….safetensors`
@@ -218,22 +222,24 @@ def load(cls:Domain,
     "Read a file; nothing in it is run. KeyError where it is of another kind"
     with safe_open(path, 'pt') as f: return cls(**{k: f.get_tensor(k).float() for k in f.keys()}, **json.loads(f.metadata()['domain']))
 
-# %% ../../nbs/85_eval.domain.ipynb #902099ca
+# %% ../../nbs/85_eval.domain.ipynb #d742df4d
 def _on_lamost(wave, flux): # (star, 3909), 0 where there is nothing
     return torch.stack([torch.tensor(np.interp(LAMOST_WAVE.numpy(), wave[o], f[o], 0, 0)) for f in flux for o in [np.isfinite(f) & (f > 0)]]).float()
 
+# %% ../../nbs/85_eval.domain.ipynb #012db7c3
 def _template_stars():
     wave,flux,table = templates()
     step = table.subclass.str[0].map('OBAFGKML'.index)*10 + table.subclass.str[1].astype(int)
     return _on_lamost(wave.numpy(), flux.numpy()), table.assign(set='PyHammer', kind=np.select([(step >= 27) & (step < 60), (step < 25) | (step >= 62)], [1, 2], 0))
 
+# %% ../../nbs/85_eval.domain.ipynb #13c26406
 def _miles_stars(folder):
     with np.load(folder/'miles_spectra.npz') as d: flux,wave,names = d['flux'], air_to_vacuum(d['wave0'] + d['dwave']*np.arange(d['flux'].shape[1])), d['miles_id']
     table = pd.read_csv(folder/'miles_labels.csv', dtype=dict(miles_id=str)).set_index('miles_id').loc[names].reset_index()
     kind = np.select([table.teff.between(3900, 7800), (table.teff > 8200) | (table.teff < 3700)], [1, 2], 0)
     return _on_lamost(wave, flux), table.assign(set='MILES', subclass=table.sptype, kind=kind)
 
-# %% ../../nbs/85_eval.domain.ipynb #a2969ad4
+# %% ../../nbs/85_eval.domain.ipynb #bf8c9234
 def known_stars(miles:Path|None=None, # folder with MILES; None = without
                ) -> tuple[Tensor,pd.DataFrame]: # flux (star, 3909) on `LAMOST_WAVE` over its median, 0 where there is none; table with `set`, `subclass`, `teff`, `kind` (1 meant for, 2 not, 0 neither)
     "Real spectra at rest whose kind is known"
@@ -241,7 +247,7 @@ def known_stars(miles:Path|None=None, # folder with MILES; None = without
     flux = torch.cat(flux)
     return flux/flux.masked_fill(flux == 0, math.nan).nanmedian(1, keepdim=True).values, pd.concat(tables, ignore_index=True)
 
-# %% ../../nbs/85_eval.domain.ipynb #a9aafdaa
+# %% ../../nbs/85_eval.domain.ipynb #7b047db6
 def observe(flux:Tensor, # (star, 3909) at rest, noise-free, 0 where there is none
             snr:float, # median S/N a pixel over 4000–5500 Å
             prep, # called with wave, flux, ivar and rv, returns x and good
@@ -252,10 +258,10 @@ def observe(flux:Tensor, # (star, 3909) at rest, noise-free, 0 where there is no
     noisy = flux + sigma*torch.randn(flux.shape, generator=generator)
     return prep(LAMOST_WAVE, noisy, torch.where(flux > 0, sigma**-2, 0), torch.zeros(len(flux)))
 
-# %% ../../nbs/85_eval.domain.ipynb #857ddba4
+# %% ../../nbs/85_eval.domain.ipynb #84c7b3f0
 SNRS = (10., 20., 50., 100., 1000.)
 
-# %% ../../nbs/85_eval.domain.ipynb #42a050b5
+# %% ../../nbs/85_eval.domain.ipynb #5694a007
 def rates_by_kind(table:pd.DataFrame, # of `known_stars`, with a column of words for each of `SNRS`
                  ) -> dict: # kind → `stars`, their number, and the share of them that has any word, for each of `SNRS`
     "Hits and false alarms among real stars of known kind"
@@ -266,7 +272,7 @@ def rates_by_kind(table:pd.DataFrame, # of `known_stars`, with a column of words
                'A7–K templates': templates & (table.kind == 1), 'MILES 3900–7800 K': ~templates & (table.kind == 1)}
     return {k: {'stars': int(g.sum()), **{f'{s:g}': round(float((table.loc[g, f'{s:g}'] != '').mean()), 3) for s in SNRS}} for k,g in groups.items() if g.any()}
 
-# %% ../../nbs/85_eval.domain.ipynb #a99aa06d
+# %% ../../nbs/85_eval.domain.ipynb #f6245665
 def mock_inputs(n:int, # stars
                 prep, # called with wave, flux, ivar and rv, returns x and good
                 seed:int, # of the survey
@@ -280,7 +286,7 @@ def mock_inputs(n:int, # stars
         out.append((*prep(LAMOST_WAVE, flux, ivar, cond['rv']), cond['snr']))
     return tuple(torch.cat(o) for o in zip(*out))
 
-# %% ../../nbs/85_eval.domain.ipynb #e8d79f75
+# %% ../../nbs/85_eval.domain.ipynb #6f105dc3
 def optical_domain(prep, # called with wave, flux, ivar and rv, returns x and good; it has `wave`, the wavelength of each pixel
                    miles:Path|None=None, # folder with MILES; None = without
                    n:int=8000, # mock stars

@@ -57,15 +57,17 @@ def answer(net:SpecViT, # trained
     return torch.cat(out)
 
 # %% ../../nbs/92f_recipes.experiments.ipynb #9d7fcc1d
-VARIANTS = { # name: (changes of the network, the input, the loss: None is L1, or the pinball loss of quantiles)
-    'published: L1': (dict(looks=0, quantiles=()), PfsInput(), None),
-    'linear start, L1': (dict(quantiles=()), PfsInput(), None),
-    'linear start, MSE': (dict(quantiles=()), PfsInput(), F.mse_loss),
-    'linear start, Huber': (dict(quantiles=()), PfsInput(), lambda p,y: F.huber_loss(p, y, delta=.5)),
-    'linear start, quantiles': (dict(), PfsInput(), None),
-    'linear start, quantiles, σ as a channel': (dict(), PfsInput(weights=True), None),
-    'linear start, quantiles, input divided by σ': (dict(), PfsInput(weights=True, whiten=True), None),
-    'linear start, quantiles, patches from components': (dict(), PfsInput(), 'components')}
+VARIANTS = { # name: (changes of the network, the input, the loss: None is L1, or the pinball loss of quantiles; rounds of the first look, None = no look)
+    'published: L1': (dict(looks=0, quantiles=()), PfsInput(), None, None),
+    'patches from components, L1': (dict(looks=0, quantiles=()), PfsInput(), 'components', None),
+    'linear start, L1': (dict(quantiles=()), PfsInput(), None, 0),
+    'first look alone': (dict(quantiles=()), PfsInput(), 'none', 10),
+    'first look, L1': (dict(quantiles=()), PfsInput(), None, 10),
+    'first look, MSE': (dict(quantiles=()), PfsInput(), F.mse_loss, 10),
+    'first look, Huber': (dict(quantiles=()), PfsInput(), lambda p,y: F.huber_loss(p, y, delta=.5), 10),
+    'first look, quantiles': (dict(), PfsInput(), None, 10),
+    'first look, quantiles, σ as a channel': (dict(), PfsInput(weights=True), None, 10),
+    'first look, quantiles, input divided by σ': (dict(), PfsInput(weights=True, whiten=True), None, 10)}
 
 # %% ../../nbs/92f_recipes.experiments.ipynb #08cacd5e
 @torch.no_grad()
@@ -82,35 +84,37 @@ def start_patches(net:SpecViT, # any
 
 # %% ../../nbs/92f_recipes.experiments.ipynb #c58d3611
 def train_variant(name:str, # a key of `VARIANTS`
-                  batches:int=625, # of 32 spectra: 20,000
+                  batches:int=320, # of 32 spectra
+                  start:int=10_000, # stars of the first look
                   seed:int=42, # of weights and survey
                  ): # the network, its input, its label scale, the seconds it took
     "One row of the ablation"
-    changes,prep,loss = VARIANTS[name]
-    start,p = time.perf_counter(),dict(epochs=1, batches=batches, batch=32)
+    changes,prep,loss,rounds = VARIANTS[name]
+    began = time.perf_counter()
     seed_everything(seed)
     scale,net = pfs_scale(seed=seed),SpecViT(pfs_config(channels=prep.channels, **changes))
-    if net.start: start_pfs(net, scale, prep, seed=seed)
-    if loss == 'components':
-        split = PfsSplit('train', seed, 1000)
-        start_patches(net, prep(PFS_WAVE, *(lambda f,s: (f, s**-2))(*split.clean()), torch.zeros(1000))[0])
-    learn = pfs_learner(net, scale, p, prep, seed, loss=None if isinstance(loss, str) else loss, desc=name)
-    train_cosine(learn, p['epochs'], lr=1e-3)
-    return net, prep, scale, time.perf_counter() - start
+    if net.start: start_pfs(net, scale, prep, start, rounds, seed=seed)
+    if rounds: net.start.requires_grad_(False)
+    if loss == 'components': start_patches(net, prep(PFS_WAVE, *(lambda f,s: (f, s**-2))(*PfsSplit('train', seed, 1000).clean()), torch.zeros(1000))[0])
+    if loss == 'none': nn.init.zeros_(net.head.linear.weight)
+    learn = pfs_learner(net, scale, dict(batches=batches, batch=32), prep, seed, loss=None if isinstance(loss, str) else loss, desc=name)
+    if loss != 'none': train_cosine(learn, 1, lr=5e-4)
+    return net, prep, scale, time.perf_counter() - began
 
 # %% ../../nbs/92f_recipes.experiments.ipynb #025d86d9
 def _stamp(rows): return pd.DataFrame(rows).assign(date=datetime.date.today().isoformat(), version=__version__)
 
 def ablation(names:tuple[str,...]=tuple(VARIANTS), # keys of `VARIANTS`
              seeds:tuple[int,...]=(42, 43), # of weights and survey
-             batches:int=625, # of 32 spectra
+             batches:int=320, # of 32 spectra
+             start:int=10_000, # stars of the first look
              n:int=4000, # validation stars
             ) -> pd.DataFrame: # a row a variant and seed
     "Train every variant on the same stars and score it on the validation survey"
     valid,rows = PfsSplit('test', VALID_SEED, n),[]
     for seed in seeds:
         for name in names:
-            net,prep,scale,seconds = train_variant(name, batches, seed)
+            net,prep,scale,seconds = train_variant(name, batches, start, seed)
             row = scores(answer(net, prep, scale, valid), valid.labels[:,:3], std=scale.std)
             rows.append(dict(variant=name, seed=seed, spectra=32*batches, seconds=round(seconds), **row))
             print(f"{name}, seed {seed}: R² of log g {row['r2_logg']:.3f}", flush=True)
@@ -136,44 +140,47 @@ def noise_unit(split:PfsSplit, # training stars
 def baseline_rows(n:int, # training stars
                   test:PfsSplit, # which stars are scored
                   x_test:np.ndarray, # (star, 4096) their spectra
+                  settings:list[dict]|None=None, # of the boosting, from an earlier size; None = choose
                   seed:int=42, # of the survey
-                 ) -> list[dict]: # a row a method
+                 ) -> tuple[list[dict],list[dict]]: # a row a method; the settings of the boosting
     "Ridge and gradient boosting on the first n stars of the survey"
     split = PfsSplit('train', seed, n)
     unit,y = noise_unit(split),split.labels[:,:3].numpy()
     x,rows = stack_spectra(split)/unit,[]
-    for name,model in {'Ridge, PCA-50': RidgePCA(50), 'boosting, PCA-50': BoostingPCA(50)}.items():
+    for name,model in {'Ridge, PCA-50': RidgePCA(50), 'boosting, PCA-50': BoostingPCA(50, settings=settings)}.items():
         start = time.perf_counter()
         pred = model.fit(x, y).predict(x_test/unit)
         rows.append(dict(method=name, stars=n, seed=seed, seconds=round(time.perf_counter() - start), **scores(pred, test.labels[:,:3], std=pfs_scale(seed=seed).std)))
-    return rows
+    return rows, model.settings
 
 # %% ../../nbs/92f_recipes.experiments.ipynb #bc4f0aff
 def specvit_row(n:int, # training stars
                 test:PfsSplit, # which stars are scored
-                spectra:int=61_440, # spectra shown, at least
+                spectra:int=20_480, # spectra shown to the transformer, at least
                 seed:int=42, # of weights and survey
                ) -> dict: # a row
     "SpecViT at the laptop's size on the first n stars of the survey"
-    start,epochs = time.perf_counter(),max(1, round(spectra/n))
+    began = time.perf_counter()
     seed_everything(seed)
     scale,net = pfs_scale(seed=seed),SpecViT(pfs_config())
-    start_pfs(net, scale, n=min(n, 6000), seed=seed)
+    start_pfs(net, scale, n=min(n, 20_000), rounds=-(-200_000//min(n, 20_000)), seed=seed)
+    net.start.requires_grad_(False)
     learn = pfs_learner(net, scale, dict(stars=n, batch=32), seed=seed, desc=f'{n} stars')
-    train_cosine(learn, epochs, lr=1e-3)
-    return dict(method='SpecViT', stars=n, seed=seed, seconds=round(time.perf_counter() - start), **scores(answer(net, PFS_INPUT, scale, test), test.labels[:,:3], std=scale.std))
+    train_cosine(learn, max(1, round(spectra/n)), lr=5e-4)
+    return dict(method='SpecViT', stars=n, seed=seed, seconds=round(time.perf_counter() - began), **scores(answer(net, PFS_INPUT, scale, test), test.labels[:,:3], std=scale.std))
 
 # %% ../../nbs/92f_recipes.experiments.ipynb #e5417da9
-def scaling(sizes:tuple[int,...]=(4000, 15_000, 60_000), # numbers of training stars
+def scaling(sizes:tuple[int,...]=(2000, 6000, 20_000, 60_000), # numbers of training stars
             seed:int=42, # of weights and survey
             n:int=4000, # test stars
-            spectra:int=61_440, # that SpecViT is shown
+            spectra:int=20_480, # that SpecViT is shown
            ) -> pd.DataFrame: # a row a method and size
     "All methods on the same stars"
     test = PfsSplit('test', 42, n)
-    x_test,rows = stack_spectra(test),[]
+    x_test,rows,settings = stack_spectra(test),[],None
     for size in sizes:
-        rows += [*baseline_rows(size, test, x_test, seed), specvit_row(size, test, spectra, seed)]
+        found,settings = baseline_rows(size, test, x_test, settings, seed)
+        rows += [*found, specvit_row(size, test, spectra, seed)]
         print(f'{size} stars: ' + ', '.join(f"{r['method']} {r['r2_logg']:.3f}" for r in rows[-3:]), flush=True)
     return _stamp(rows)
 
