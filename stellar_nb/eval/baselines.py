@@ -19,8 +19,8 @@ from sklearn.preprocessing import StandardScaler
 
 from .metrics import mae
 
-# %% ../../nbs/84_eval.baselines.ipynb #af8958a7
-def _components(n, x): return make_pipeline(PCA(min(n, *x.shape), random_state=0), StandardScaler())
+# %% ../../nbs/84_eval.baselines.ipynb #18c6294e
+def _components(n, x): return make_pipeline(PCA(min(n, len(x) - 1, x.shape[1]), random_state=0), StandardScaler())
 
 class RidgePCA:
     "Ridge regression on principal components; the penalty by leave-one-out, for each label"
