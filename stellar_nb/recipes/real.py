@@ -6,8 +6,8 @@
 __all__ = ['SIZES', 'STARTS', 'FOLDS', 'RealStars', 'lamost_dr10', 'adapt', 'predict_inputs', 'recalibrate', 'learning_curve',
            'main']
 
-# %% ../../nbs/92g_recipes.real.ipynb #e0fd8aa9
-import argparse, copy
+# %% ../../nbs/92g_recipes.real.ipynb #a38f3e2f
+import argparse, copy, datetime
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import numpy as np, pandas as pd, torch
 from fastcore.test import *
 from torch import Tensor
 
+from .. import __version__
 from ..core import *
 from ..data.labels import LabelScale
 from ..data.splits import kfold_by_star
@@ -123,7 +124,7 @@ def learning_curve(stars:RealStars, # spectra and labels
                 if not size: out.append(pd.DataFrame(dict(id=stars.id[b], method=method, fold=fold, **{f'{l}{e}': q[:,i,j] for i,l in enumerate(LABELS) for j,e in ((0, '_lo'), (1, ''), (2, '_hi'))})))
     return pd.DataFrame(rows), pd.concat(out, ignore_index=True)
 
-# %% ../../nbs/92g_recipes.real.ipynb #f5750750
+# %% ../../nbs/92g_recipes.real.ipynb #165f6946
 def main(argv:list[str]|None=None): # words of the command line; None = those of this process
     "`python -m stellar_nb.recipes.real`"
     p = argparse.ArgumentParser('python -m stellar_nb.recipes.real', description='Compare methods on real LAMOST stars; writes lamost_dr10_curve.csv and lamost_dr10_folds.csv.', allow_abbrev=False)
@@ -133,6 +134,7 @@ def main(argv:list[str]|None=None): # words of the command line; None = those of
     if (stars := lamost_dr10()) is None: p.error('no folder lamost_dr10 of real data at hand')
     curve,folds = learning_curve(stars, load_pretrained(o.model))
     for name,table in dict(curve=curve.round(5), folds=folds.round(4)).items():
+        table = table.assign(date=datetime.date.today().isoformat(), version=__version__)
         with atomic_path(Path(o.out)/f'lamost_dr10_{name}.csv') as path: table.to_csv(path, index=False)
 
 # %% ../../nbs/92g_recipes.real.ipynb #a140512e

@@ -45,8 +45,8 @@ PRESETS = dict(smoke=dict(epochs=1, stars=640, batch=64, lr=2e-3, size={}, calib
                laptop=dict(epochs=6, stars=None, batch=64, lr=2e-3, size={}, calibrate=20_000), # `calibrate`: at most; that is all stars there are
                shipped=dict(epochs=30, stars=None, batch=128, lr=2e-3, size=dict(width=96, depth=3, hidden=192), calibrate=20_000))
 
-# %% ../../nbs/92c_recipes.xp.ipynb #a77abd10
-def _start(net, stars, prep, y, seed): # the linear start; missing labels are the mean
+# %% ../../nbs/92c_recipes.xp.ipynb #af92ea6d
+def _start(net, stars, prep, y, seed): # the first look; missing labels are the mean
     noisy = stars.flux + stars.sigma*torch.randn(stars.flux.shape, generator=generator(seed))
     first = lambda f: prep(torch.as_tensor(XP_WAVE), f, stars.sigma**-2)[0]
     net.start.fit(first(noisy), y.nan_to_num(0.), first(stars.flux))
