@@ -4,6 +4,7 @@
 The git tree stays as it is: models and executed copies go to .cache/, the site to _docs/. A step whose inputs have not changed since it last
 succeeded is not repeated. With --store the notebooks are executed in place instead, with the models that are shipped."""
 import argparse, hashlib, os, shutil, subprocess, sys, time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from stellar_nb.core import data_dir
@@ -11,7 +12,8 @@ from stellar_nb.core import data_dir
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT/'.cache'
 NBS = CACHE/'nbs'
-TRAINED = {'specvit_lamost': 5}  # model → minutes on two cores at the laptop preset
+TRAINED = 'specvit_lamost', 'specvit_pfs', 'specvit_xp'  # at the laptop preset; minutes on one core each
+WORKERS = 2  # steps at a time, one thread each: small batches gain nothing from a second thread
 
 
 def digest(*paths):
@@ -34,7 +36,19 @@ def step(name, key, done, work):
     print(f'  {name}: {time.time()-start:.0f} s', flush=True)
 
 
-def run(*cmd, **env): subprocess.run([sys.executable, *map(str, cmd)], check=True, cwd=ROOT, env={**os.environ, **env})
+def run(*cmd, log=None, **env):
+    "Run Python; with `log` its output goes to that file, and to the terminal only if it fails"
+    if log: log.parent.mkdir(parents=True, exist_ok=True)
+    out = dict(stdout=log.open('w'), stderr=subprocess.STDOUT) if log else {}
+    done = subprocess.run([sys.executable, *map(str, cmd)], cwd=ROOT, env={**os.environ, **env}, **out)
+    if done.returncode and log: print(f'\n{log.name}:', *log.read_text(errors='replace').replace('\r', '\n').splitlines()[-25:], sep='\n  ', flush=True)
+    done.check_returncode()
+
+
+def together(jobs):
+    "Do jobs, a few at a time, in order; the first failure is raised when all have ended"
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for f in [pool.submit(job) for job in jobs]: f.result()
 
 
 def results(base):
@@ -44,24 +58,25 @@ def results(base):
 
 def execute(nb, **env):
     "Run a notebook and store its outputs in it"
-    run('-c', 'import sys; from nbdev.test import test_nb; sys.exit(not test_nb(sys.argv[1], skip_flags=["slow", "cuda", "notest"], save=True)[0])', nb, **env)
-    run('-c', 'import sys; from nbdev.clean import nbdev_clean; nbdev_clean(sys.argv[1])', nb)
+    log = CACHE/'logs'/f'{nb.stem}.log'
+    run('-c', 'import sys; from nbdev.test import test_nb; sys.exit(not test_nb(sys.argv[1], skip_flags=["slow", "cuda", "notest"], save=True)[0])', nb, log=log, OMP_NUM_THREADS='1', **env)
+    run('-c', 'import sys; from nbdev.clean import nbdev_clean; nbdev_clean(sys.argv[1])', nb, log=log)
 
 
 def reproduce():
     if sys.version_info < (3, 11) and not shutil.which('quarto'): sys.exit('the site needs Python 3.11 or Quarto: make reproduce PYTHON=python3.12')
     lib = digest(ROOT/'stellar_nb')
-    print(f'This takes about {sum(TRAINED.values()) + len(results(ROOT/"nbs"))//2 + 2} minutes on two cores; a second run only repeats what has changed.', flush=True)
-    for name in TRAINED:
-        step(f'train {name}', lib, CACHE/'models'/name, 
-             lambda: run('-m', 'stellar_nb.recipes', name, '--preset', 'laptop', '--out', CACHE/'models', OMP_NUM_THREADS='1'))  # small batches: a second thread costs more than it gives
-    for nb in results(ROOT/'nbs'):
+    print('This takes about twenty minutes on two cores; a second run only repeats what has changed.', flush=True)
+    together([lambda name=name: step(f'train {name}', lib, CACHE/'models'/name, lambda: run('-m', 'stellar_nb.recipes', name, '--preset', 'laptop', '--out', CACHE/'models',
+                                                                                           log=CACHE/'logs'/f'{name}.log', OMP_NUM_THREADS='1')) for name in TRAINED])
+    def figure(nb):
         copy = NBS/nb.relative_to(ROOT/'nbs')
         def work():
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(nb, copy)
             execute(copy, STELLAR_NB_MODELS=str(CACHE/'models'))
         step(f'execute {nb.relative_to(ROOT/"nbs")}', lib + digest(nb) + os.environ.get('STELLAR_NB_SMOKE', '') + str(data_dir()), copy, work)
+    together([lambda nb=nb: figure(nb) for nb in results(ROOT/'nbs')])
     step('build the site', lib + digest(ROOT/'nbs', NBS, ROOT/'_quarto.yml', ROOT/'scripts'/'build_site.py'), ROOT/'_docs'/'index.html', lambda: run('scripts/build_site.py', '--executed', NBS))
     print(f'\nThe site: {ROOT/"_docs"/"index.html"}')
 
@@ -69,5 +84,5 @@ def reproduce():
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--store', action='store_true', help='execute the notebooks in place, with the shipped models')
-    try: [execute(nb) for nb in results(ROOT/'nbs')] if parser.parse_args().store else reproduce()
+    try: together([lambda nb=nb: execute(nb) for nb in results(ROOT/'nbs')]) if parser.parse_args().store else reproduce()
     except subprocess.CalledProcessError as e: sys.exit(f'stopped: {" ".join(map(str, e.cmd[1:4]))} failed')

@@ -686,6 +686,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'stellar_nb/recipes/experiments.py'),
                                                 'stellar_nb.recipes.experiments.noise_unit': ( 'recipes.experiments.html#noise_unit',
                                                                                                'stellar_nb/recipes/experiments.py'),
+                                                'stellar_nb.recipes.experiments.randomisation': ( 'recipes.experiments.html#randomisation',
+                                                                                                  'stellar_nb/recipes/experiments.py'),
                                                 'stellar_nb.recipes.experiments.scaling': ( 'recipes.experiments.html#scaling',
                                                                                             'stellar_nb/recipes/experiments.py'),
                                                 'stellar_nb.recipes.experiments.scores': ( 'recipes.experiments.html#scores',

@@ -97,7 +97,7 @@ def test_hidden_patches():
 
 
 @pytest.mark.parametrize('config', [tiny(), tiny(pooler=True), tiny(channels=2, labels=('a', 'b'), quantiles=(.16, .5, .84)), tiny(depth=1),
-                                    tiny(positions='sinusoidal')])
+                                    tiny(positions='sinusoidal'), tiny(looks=4), tiny(looks=4, channels=2, quantiles=(.1, .5, .9))])
 def test_no_idle_parameter(config):
     model = SpecViT(config)
     x = torch.randn(16, *((config.channels,) if config.channels > 1 else ()), config.length)
@@ -186,3 +186,30 @@ def test_replace_and_presets():
     assert tiny(width=32, heads=4) == replace(tiny(), width=32, heads=4)
     c = SpecViTConfig.laptop()
     assert (c.length, c.labels) == (3600, ('teff', 'logg', 'feh')) and c.length//c.patch <= 100
+
+
+def test_first_look():
+    "Its answer stands alone when the head says nothing, quantiles around it; fitting is repeatable; the published network has none"
+    torch.manual_seed(0)
+    model,x = SpecViT(tiny(looks=3, labels=('a', 'b'), quantiles=(.1, .5, .9))),torch.randn(200, 64)
+    y = x[:,:2] + .1*torch.randn(200, 2)
+    model.start.fit(x, y)
+    nn.init.zeros_(model.head.linear.weight)
+    first = model.start(model.start.look(x))[1]
+    torch.testing.assert_close(model(x)[..., 1], first)
+    assert not torch.allclose(model.features(x), model.features(x, token=torch.zeros(200, 16))), '[CLS] does not see the token'
+    assert SpecViT(tiny()).start is None
+    with pytest.raises(ValueError, match='looks must be'): tiny(looks=-1)
+
+
+def test_first_look_is_ridge():
+    "Before anything is taught, the answer is scikit-learn's ridge regression on the same components"
+    from sklearn.linear_model import Ridge
+    torch.manual_seed(0)
+    x = torch.randn(300, 64)*torch.linspace(3, .1, 64)
+    y = x[:,:1] - x[:,5:6] + .3*torch.randn(300, 1)
+    start = SpecViT(tiny(looks=64)).start.fit(x, y, ridge=1.)
+    h = start.look(x).detach().numpy()
+    expected = Ridge(alpha=1.).fit(h, y.numpy())
+    with torch.no_grad(): answer = start(start.look(x))[1].numpy()
+    assert abs(answer - expected.predict(h).reshape(-1, 1)).max() < .01*y.std()

@@ -35,7 +35,7 @@ LAMOST_PREP = PreprocessConfig(arms=((4000., 5800.), (5800., 8798.)), clip=6., c
 def lamost_batch(n:int, # stars
                  generator:torch.Generator, # source of randomness
                  scale:LabelScale, # z-scores of the labels
-                 systematics:Systematics=Systematics(), # imperfections of the instrument
+                 systematics:Systematics|None=Systematics(), # imperfections of the instrument; None for none
                 ) -> tuple: # ((flux, sigma, rv), labels): (n, 3909), (n, 3909), (n,), (n, 3)
     "Stars of the mock LAMOST survey before the noise; `sigma` is infinite where a pixel is bad"
     labels = draw_labels(n, generator, 'mix')
@@ -81,10 +81,11 @@ def lamost_quantiles(model:LabelModel, # a LAMOST model
 def train_lamost(preset:str='laptop', # a key of `PRESETS`
                  seed:int=42, # of weights and survey
                  out:str|Path='models', # not used: the training is short
-                 systematics:Systematics=Systematics(), # imperfections of the mock spectra
+                 systematics:Systematics|None=Systematics(), # imperfections of the mock spectra
+                 epochs:int|None=None, # other than the preset's
                 ) -> tuple[LabelModel,pd.DataFrame,dict]: # the model, the history of its training, its hyper-parameters
     "SpecViT on mock LAMOST spectra"
-    p = PRESETS[preset]
+    p = PRESETS[preset] | (dict(epochs=epochs) if epochs else {})
     seed_everything(seed)
     scale = mock_scale(seed=seed)
     make = partial(lamost_batch, scale=scale, systematics=systematics)

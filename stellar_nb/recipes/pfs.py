@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from fastcore.test import *
 from torch import Tensor, nn
 
+from .. import __version__
 from ..core import *
 from ..data.inputs import PfsInput
 from ..data.labels import LabelScale
@@ -35,7 +36,7 @@ def pfs_config(**changes, # fields that differ
     return SpecViTConfig.laptop(**{**dict(length=4096, patch=64, looks=64, labels=LABELS, quantiles=LEVELS), **changes})
 
 # %% ../../nbs/92d_recipes.pfs.ipynb #307a88b8
-PRESETS = dict(smoke=dict(epochs=1, batches=4, batch=32, lr=5e-4, warm=.05, start=1000, calibrate=200),
+PRESETS = dict(smoke=dict(epochs=1, batches=4, batch=32, valid=100, lr=5e-4, warm=.05, start=1000, calibrate=200),
                laptop=dict(epochs=6, batches=320, batch=32, lr=5e-4, warm=.05, start=20_000, calibrate=2000),
                shipped=dict(epochs=4, batches=640, batch=32, lr=5e-4, warm=.05, start=60_000, calibrate=4000),
                paper=dict(epochs=200, stars=200_000, batch=256, lr=3e-4, warm=0., calibrate=4000))
@@ -124,7 +125,7 @@ def start_pfs(net:SpecViT, # with `looks`
 # %% ../../nbs/92d_recipes.pfs.ipynb #fab9e81f
 def pfs_learner(net:nn.Module, # the network
                 scale:LabelScale, # z-scores of the labels
-                p:dict, # a preset
+                p:dict, # a preset: `batch`, and `batches` a epoch or `stars`; `valid` takes fewer validation stars
                 prep:PfsInput=PFS_INPUT, # the network's input
                 seed:int=42, # of stars and noise
                 loss=None, # `loss(prediction, labels)`; None = pinball for quantiles, else L1
@@ -135,7 +136,7 @@ def pfs_learner(net:nn.Module, # the network
     else: train = Fresh(lambda n,gen: fresh_batch(n, gen, scale), p['batches'], p['batch'], seed)
     levels = net.config.quantiles
     loss = loss or ((lambda q,y: pinball(q, y, levels)) if levels else F.l1_loss)
-    valid = split_batches(PfsSplit('valid', seed), scale)
+    valid = split_batches(PfsSplit('valid', seed, p.get('valid')), scale)
     return make_learner(net, train, valid, loss, cbs=(NoiseOnTheFly(seed, valid=False), PreprocessBatch(PFS_WAVE, prep)), desc=desc)
 
 # %% ../../nbs/92d_recipes.pfs.ipynb #62777043
@@ -150,9 +151,10 @@ def train_pfs(preset:str='laptop', # a key of `PRESETS`
     net = SpecViT(config)
     if config.looks: start_pfs(net, scale, prep, p['start'], seed=seed).start.requires_grad_(False)
     learn = pfs_learner(net, scale, p, prep, seed)
-    facts = dict(preset=preset, seed=seed, batch=p['batch'], spectra=p['epochs']*(p.get('stars') or p['batches']*p['batch']), weight_decay=.01, clip=.5)
+    facts = dict(preset=preset, seed=seed, batch=p['batch'], spectra=p['epochs']*(p.get('stars') or p['batches']*p['batch']), weight_decay=.01, clip=.5, version=__version__)
     checkpoint = None if preset == 'smoke' else Path(out)/f'specvit_pfs-{preset}.checkpoint.safetensors'
     history = train_cosine(learn, p['epochs'], lr=p['lr'], warm=p['warm'], checkpoint=checkpoint, facts=facts)
+    if checkpoint: checkpoint.unlink(missing_ok=True) # done: the next training starts anew
     limits = {k: BOX[k] for k in config.labels}
     return LabelModel(net.cpu(), prep, scale, (0.,)*len(config.labels), limits), history, {**facts, **p}
 
