@@ -730,6 +730,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'stellar_nb.recipes.pfs.teach': ('recipes.pfs.html#teach', 'stellar_nb/recipes/pfs.py'),
                                         'stellar_nb.recipes.pfs.train_pfs': ('recipes.pfs.html#train_pfs', 'stellar_nb/recipes/pfs.py')},
             'stellar_nb.recipes.real': { 'stellar_nb.recipes.real.RealStars': ('recipes.real.html#realstars', 'stellar_nb/recipes/real.py'),
+                                         'stellar_nb.recipes.real._columns': ('recipes.real.html#_columns', 'stellar_nb/recipes/real.py'),
                                          'stellar_nb.recipes.real._predict': ('recipes.real.html#_predict', 'stellar_nb/recipes/real.py'),
                                          'stellar_nb.recipes.real.adapt': ('recipes.real.html#adapt', 'stellar_nb/recipes/real.py'),
                                          'stellar_nb.recipes.real.lamost_dr10': ( 'recipes.real.html#lamost_dr10',

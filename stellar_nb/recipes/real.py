@@ -103,7 +103,11 @@ def _predict(method, model, x, good, y, a, b, settings):
     if method == 'boosting': settings[len(a)//32] = make.settings
     return p[...,None].expand(-1, -1, 3)
 
-# %% ../../nbs/92g_recipes.real.ipynb #b21ccbc9
+# %% ../../nbs/92g_recipes.real.ipynb #118bd5b0
+def _columns(q, interval): # of a table: medians, and ends of the interval where there is one
+    ends = ((1, ''), (0, '_lo'), (2, '_hi'))[:3 if interval else 1]
+    return {f'{l}{e}': (q[:,i,j].double()*10**k).round()/10**k for i,(l,k) in enumerate(zip(LABELS, (1, 3, 3))) for j,e in ends}
+
 def learning_curve(stars:RealStars, # spectra and labels
                    model:LabelModel, # trained on mock stars
                    sizes:tuple[int,...]=SIZES, # training stars; 0 = all of the fold
@@ -121,10 +125,10 @@ def learning_curve(stars:RealStars, # spectra and labels
                 error = (q[..., 1] - stars.y[b]).abs().mean(0).tolist()
                 rows.append(dict(method=method, size=size or len(a), all=not size, fold=fold, **dict(zip(LABELS, error))))
                 report(rows[-1])
-                if not size: out.append(pd.DataFrame(dict(id=stars.id[b], method=method, fold=fold, **{f'{l}{e}': q[:,i,j] for i,l in enumerate(LABELS) for j,e in ((0, '_lo'), (1, ''), (2, '_hi'))})))
+                if not size: out.append(pd.DataFrame(dict(id=stars.id[b], method=method, fold=fold, **_columns(q, method in STARTS))))
     return pd.DataFrame(rows), pd.concat(out, ignore_index=True)
 
-# %% ../../nbs/92g_recipes.real.ipynb #165f6946
+# %% ../../nbs/92g_recipes.real.ipynb #281eb258
 def main(argv:list[str]|None=None): # words of the command line; None = those of this process
     "`python -m stellar_nb.recipes.real`"
     p = argparse.ArgumentParser('python -m stellar_nb.recipes.real', description='Compare methods on real LAMOST stars; writes lamost_dr10_curve.csv and lamost_dr10_folds.csv.', allow_abbrev=False)
@@ -133,8 +137,8 @@ def main(argv:list[str]|None=None): # words of the command line; None = those of
     o = p.parse_args(argv)
     if (stars := lamost_dr10()) is None: p.error('no folder lamost_dr10 of real data at hand')
     curve,folds = learning_curve(stars, load_pretrained(o.model))
-    for name,table in dict(curve=curve.round(5), folds=folds.round(4)).items():
-        table = table.assign(date=datetime.date.today().isoformat(), version=__version__)
+    curve = curve.round(5).assign(date=datetime.date.today().isoformat(), version=__version__)
+    for name,table in dict(curve=curve, folds=folds).items():
         with atomic_path(Path(o.out)/f'lamost_dr10_{name}.csv') as path: table.to_csv(path, index=False)
 
 # %% ../../nbs/92g_recipes.real.ipynb #a140512e
