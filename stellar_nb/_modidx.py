@@ -320,6 +320,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'stellar_nb.data.xp.XpInput.channels': ('data.xp.html#xpinput.channels', 'stellar_nb/data/xp.py'),
                                     'stellar_nb.data.xp.XpInput.needs': ('data.xp.html#xpinput.needs', 'stellar_nb/data/xp.py'),
                                     'stellar_nb.data.xp.XpInput.usable': ('data.xp.html#xpinput.usable', 'stellar_nb/data/xp.py'),
+                                    'stellar_nb.data.xp.XpInput.wave': ('data.xp.html#xpinput.wave', 'stellar_nb/data/xp.py'),
                                     'stellar_nb.data.xp.XpStars': ('data.xp.html#xpstars', 'stellar_nb/data/xp.py'),
                                     'stellar_nb.data.xp.XpStars.__getitem__': ('data.xp.html#xpstars.__getitem__', 'stellar_nb/data/xp.py'),
                                     'stellar_nb.data.xp.XpStars.__len__': ('data.xp.html#xpstars.__len__', 'stellar_nb/data/xp.py'),

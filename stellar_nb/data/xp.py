@@ -43,6 +43,11 @@ class XpInput:
         "The pixels of the output that can be good: all"
         return torch.ones(len(XP_WAVE), dtype=torch.bool)
 
+    @property
+    def wave(self) -> Tensor: # (343,) Å
+        "Wavelength of the output's pixels"
+        return torch.as_tensor(XP_WAVE)
+
 # %% ../../nbs/20e_data.xp.ipynb #e22958c2
 def xp_input(self:XpInput,
              wave:Tensor, # (pixel,) or (batch, pixel) wavelength, increasing, Å vacuum

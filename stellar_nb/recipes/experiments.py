@@ -63,7 +63,7 @@ def answer(net:SpecViT, # trained
 
 # %% ../../nbs/92f_recipes.experiments.ipynb #9d7fcc1d
 VARIANTS = { # name: (changes of the network, the input, the loss: None is L1, or the pinball loss of quantiles; rounds of the first look, None = no look)
-    'published: L1': (dict(looks=0, quantiles=()), PfsInput(), None, None),
+    'no first look, L1': (dict(looks=0, quantiles=()), PfsInput(), None, None),
     'patches from components, L1': (dict(looks=0, quantiles=()), PfsInput(), 'components', None),
     'linear start, L1': (dict(quantiles=()), PfsInput(), None, 0),
     'first look alone': (dict(quantiles=()), PfsInput(), 'none', 10),
@@ -161,7 +161,7 @@ def baseline_rows(n:int, # training stars
 # %% ../../nbs/92f_recipes.experiments.ipynb #bc4f0aff
 def specvit_row(n:int, # training stars
                 test:PfsSplit, # which stars are scored
-                spectra:int=20_480, # spectra shown to the transformer, at least
+                spectra:int=20_480, # spectra shown to the transformer, about; at least one pass
                 seed:int=42, # of weights and survey
                ) -> dict: # a row
     "SpecViT at the laptop's size on the first n stars of the survey"
@@ -178,7 +178,7 @@ def specvit_row(n:int, # training stars
 def scaling(sizes:tuple[int,...]=(2000, 6000, 20_000, 60_000), # numbers of training stars
             seed:int=42, # of weights and survey
             n:int=4000, # test stars
-            spectra:int=20_480, # that SpecViT is shown
+            spectra:int=20_480, # shown to the transformer, about; at least one pass
            ) -> pd.DataFrame: # a row a method and size
     "All methods on the same stars"
     test = PfsSplit('test', 42, n)
@@ -218,7 +218,9 @@ def main(argv:list[str]|None=None): # words of the command line; None = those of
     p.add_argument('name', choices=EXPERIMENTS, help='which table')
     p.add_argument('--out', default='results', metavar='FOLDER', help='folder for the table (default: results)')
     o = p.parse_args(argv)
-    with atomic_path(path := Path(o.out)/f'{o.name}.csv') as tmp: EXPERIMENTS[o.name]().round(5).to_csv(tmp, index=False)
+    try: table = EXPERIMENTS[o.name]()
+    except BadInput as e: p.exit(2, f'{p.prog}: {e}\n')
+    with atomic_path(path := Path(o.out)/f'{o.name}.csv') as tmp: table.round(5).to_csv(tmp, index=False)
     print(path)
 
 # %% ../../nbs/92f_recipes.experiments.ipynb #7d9d7f2b
