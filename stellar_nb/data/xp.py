@@ -56,7 +56,7 @@ def xp_input(self:XpInput,
              rv:Tensor|None=None, # (batch,) radial velocity; not used
             ) -> tuple[Tensor,Tensor]: # x (batch, 343) float32, 0 where bad; good (batch, 343) bool
     "The network's input; a bad pixel looks like that of the mean star"
-    flux,ivar = regrid(wave, flux, ivar, flux.new_zeros(len(flux)), torch.as_tensor(XP_WAVE, device=flux.device))
+    flux,ivar = regrid(wave, flux, ivar, flux.new_zeros(len(flux)), self.wave.to(flux.device))
     good = (ivar > 0) & flux.isfinite()
     median = flux.masked_fill(~good, torch.nan).nanmedian(1, keepdim=True).values.nan_to_num(1.).clamp_min(1e-30)
     x = (flux/median - flux.new_tensor(self.mean))/flux.new_tensor(self.std)
