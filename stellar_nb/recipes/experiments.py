@@ -150,7 +150,7 @@ def look_features(split:PfsSplit, # training stars
     flux,sigma = clean_spectra(PfsSplit('train', split.seed, min(len(split), 6000)))
     x,noisy = (PFS_INPUT(PFS_WAVE, f, sigma**-2, torch.zeros(len(f)))[0] for f in (flux, flux + sigma*torch.randn(flux.shape, generator=generator(split.seed))))
     look = FirstLook(4096, n, 1, 3).fit(noisy, pfs_scale(seed=split.seed).encode(split.labels[:len(x),:3]), x)
-    return lambda x: torch.cat([look.look(o) for o in torch.as_tensor(x).split(1000)]).numpy()
+    return lambda x: torch.cat([look.look(o) for o in torch.as_tensor(x).split(1000)]).detach().numpy()
 
 def baseline_rows(n:int, # training stars
                   test:PfsSplit, # which stars are scored
