@@ -46,9 +46,13 @@ def run(*cmd, log=None, **env):
 
 
 def together(jobs):
-    "Do jobs, a few at a time, in order; the first failure is raised when all have ended"
+    "Do jobs, a few at a time, in order; after a failure nothing new is begun"
     with ThreadPoolExecutor(WORKERS) as pool:
-        for f in [pool.submit(job) for job in jobs]: f.result()
+        try:
+            for f in [pool.submit(job) for job in jobs]: f.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def results(base):
@@ -60,15 +64,15 @@ def execute(nb, **env):
     "Run a notebook and store its outputs in it"
     log = CACHE/'logs'/f'{nb.stem}.log'
     run('-c', 'import sys; from nbdev.test import test_nb; sys.exit(not test_nb(sys.argv[1], skip_flags=["slow", "cuda", "notest"], save=True)[0])', nb, log=log, OMP_NUM_THREADS='1', **env)
-    run('-c', 'import sys; from nbdev.clean import nbdev_clean; nbdev_clean(sys.argv[1])', nb, log=log)
+    run('-c', 'import sys; from nbdev.clean import nbdev_clean; nbdev_clean(sys.argv[1])', nb, log=CACHE/'logs'/f'clean-{nb.stem}.log')
 
 
 def reproduce():
     if sys.version_info < (3, 11) and not shutil.which('quarto'): sys.exit('the site needs Python 3.11 or Quarto: make reproduce PYTHON=python3.12')
     lib = digest(ROOT/'stellar_nb')
     print('This takes about twenty minutes on two cores; a second run only repeats what has changed.', flush=True)
-    together([lambda name=name: step(f'train {name}', lib, CACHE/'models'/name, lambda: run('-m', 'stellar_nb.recipes', name, '--preset', 'laptop', '--out', CACHE/'models',
-                                                                                           log=CACHE/'logs'/f'{name}.log', OMP_NUM_THREADS='1')) for name in TRAINED])
+    together([lambda name=name: step(f'train {name}', lib + str(data_dir()), CACHE/'models'/name, lambda: run('-m', 'stellar_nb.recipes', name, '--preset', 'laptop', '--out', CACHE/'models',
+                                                                                           log=CACHE/'logs'/f'train-{name}.log', OMP_NUM_THREADS='1')) for name in TRAINED])
     def figure(nb):
         copy = NBS/nb.relative_to(ROOT/'nbs')
         def work():

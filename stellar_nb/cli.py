@@ -24,7 +24,7 @@ class Column(NamedTuple):
 
 # %% ../nbs/91_cli.ipynb #ad4686c8
 _labels = {'teff': ('K', 'effective temperature'), 'logg': ('dex', 'log10 of the surface gravity in cm/s2'), 'feh': ('dex', 'iron abundance relative to the Sun, [Fe/H]')}
-_interval = 'end of the interval (shipped models: 68 %, calibrated on mock spectra) of the '
+_interval = 'end of the interval (shipped models: 68 %; of which stars, their cards say) of the '
 
 # %% ../nbs/91_cli.ipynb #b08972bc
 COLUMNS = {'file': Column(None, 'path as given; [i] counts the spectra of a file that holds several'),
@@ -184,7 +184,7 @@ def predict_rows(model:'LabelModel', # from `load_pretrained`
         for i in good:
             missing = not np.isfinite(rows.loc[i, [l for l in model.labels if l in COLUMNS]].astype(float)).all()
             reasons[i] = out.error[i] or (why_not(items[i].spectrum, model.needs) if missing else '')
-    return rows.assign(reason=reasons, status=['failed' if r else 'ok' for r in reasons], model=model.name)
+    return rows.assign(reason=reasons, status=['failed' if r else 'ok' for r in reasons], model=[model.name if i in good else '' for i in range(len(items))])
 
 # %% ../nbs/91_cli.ipynb #c617c012
 class Reads(NamedTuple):
@@ -220,7 +220,7 @@ class Chooser:
                 ):
         self.known = {}
         self.one = None if model == 'auto' else model
-        if isinstance(model, (str, Path)) and self.one: self.one = self.named(model)
+        if isinstance(self.one, (str, Path)): self.one = self.named(model)
 
     def named(self, name:str|Path) -> 'LabelModel': # BadInput if it cannot be loaded
         "A model by its name, loaded once"
@@ -231,7 +231,7 @@ class Chooser:
     def of(self, spectrum:'Spectrum') -> 'tuple[LabelModel|None,str]': # a model and '', or None and why there is none
         "The model of a spectrum"
         from stellar_nb.core import BadInput
-        if self.one: return self.one, ''
+        if self.one is not None: return self.one, ''
         name,reason = choose_model(spectrum)
         try: return (self.named(name), '') if name else (None, reason)
         except BadInput as e: return None, f'needs the model {name} ({e.reason})'
@@ -404,7 +404,7 @@ def _draw_input(ax, spectrum, prep, **kwargs):
 # %% ../nbs/91_cli.ipynb #0c67f970
 def plot_prediction(spectrum:'Spectrum', # as the reader returned it, velocity filled in
                     row:dict, # its row of the table
-                    prep:'PreprocessConfig', # how the model's input is made
+                    prep:'PreprocessConfig|PfsInput|XpInput', # how the model's input is made
                    ) -> 'Figure': # two panels
     "The observed spectrum, the network's input and the labels"
     import numpy as np
@@ -490,7 +490,7 @@ _example = """examples:
 The table has one row a spectrum: file, status, reason, teff, teff_lo, teff_hi,
 logg, logg_lo, logg_hi, feh, feh_lo, feh_hi, snr, rv, rv_source, flags, model.
 T_eff in K, log g and [Fe/H] in dex, rv in km/s; _lo and _hi are the ends of
-68 % intervals, calibrated on mock spectra (those of the shipped models).
+68 % intervals (shipped models; their cards say of which stars).
 flags names reasons for doubt: low_snr, edge, unusual, beyond_range and others.
 The model is chosen by the kind of spectrum: specvit_lamost for optical ones,
 specvit_pfs for PFS (7100-8850 A), specvit_xp for Gaia XP. --model takes one for all.

@@ -165,6 +165,7 @@ def save_pretrained(model:LabelModel, # what to save
 def find_model(name:str|Path, # name of a shipped model, or the path of a folder
               ) -> Path: # the folder
     "Where a model lies; BadInput if nowhere"
+    if not str(name): raise BadInput("''", 'an empty name is no model')
     own = os.environ.get('STELLAR_NB_MODELS')
     if os.sep not in str(name):
         if own and (Path(own)/name/'config.json').exists(): return Path(own)/name

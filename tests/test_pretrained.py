@@ -68,3 +68,17 @@ def test_real_lamost_stars(model):
              for f, i, b, z, s in zip(flux, ivar, bad, lasp.z[rows], lasp.snrg[rows])]
     error = (model.predict(stars)[['teff', 'logg', 'feh']].to_numpy()-lasp.loc[rows, ['teff', 'logg', 'feh']].to_numpy())
     assert (np.nanmean(abs(error), 0) < [200, .25, .25]).all(), np.nanmean(abs(error), 0)
+
+
+@pytest.mark.parametrize('name', ['specvit_lamost', 'specvit_pfs', 'specvit_xp'])
+def test_every_shipped_model_answers(name, tmp_path):
+    "Loads, is small, has a card, and reads a file of its kind through the command's own path"
+    from stellar_nb.cli import predict
+    from stellar_nb.core import package_data
+    from stellar_nb.data.spectra import example_file
+    folder = package_data('models', name)
+    assert sum(p.stat().st_size for p in folder.iterdir()) < 10e6 and 'test stars' in (folder/'card.md').read_text()
+    file = example_file(dict(specvit_lamost='lamost-table', specvit_pfs='hdf5', specvit_xp='gaia-xp')[name], tmp_path)
+    rows = predict([file])
+    assert (rows.model == name).all() and (rows.status == 'ok').all(), rows.reason.tolist()
+    assert rows[['teff', 'logg', 'feh']].notna().all().all() and (rows.teff_lo <= rows.teff).all() and (rows.teff <= rows.teff_hi).all()

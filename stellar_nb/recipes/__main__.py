@@ -11,6 +11,7 @@ from importlib import import_module
 
 from fastcore.test import *
 
+from ..core import BadInput
 from .core import Recipe, make_model
 
 # %% ../../nbs/92e_recipes.main.ipynb #be3a0948
@@ -39,7 +40,8 @@ def main(argv:list[str]|None=None): # words of the command line; None = those of
     o = p.parse_args(argv)
     recipe = find_recipe(o.name)
     if o.preset not in recipe.presets: p.error(f'{o.name} has the presets {", ".join(recipe.presets)}, not {o.preset!r}')
-    print(make_model(recipe, o.preset, o.out, o.seed)/'card.md')
+    try: print(make_model(recipe, o.preset, o.out, o.seed)/'card.md')
+    except BadInput as e: p.exit(2, f'{p.prog}: {e}\n')
 
 # %% ../../nbs/92e_recipes.main.ipynb #056327be
 if __name__ == '__main__': main()

@@ -90,8 +90,10 @@ def make_model(recipe:Recipe, # what to make
     "Train, calibrate, test and save a model with its card and the history of its training"
     start,out = time.perf_counter(),Path(out)
     model,history,training = recipe.train(preset, seed, out)
-    p,seconds = recipe.presets[preset],time.perf_counter() - start
+    p,seconds = recipe.presets[preset],max(time.perf_counter() - start, history.seconds.iloc[-1])
     model = calibrate(recipe, model, p['calibrate'])
     if recipe.domain: model.domain = recipe.domain(model, p)
     model.card = write_card(recipe, model, preset, training, seconds, 2*p['calibrate'])
-    return save_pretrained(model, out/recipe.name, history=history, training=dict(preset=preset, seed=seed) | training)
+    folder = save_pretrained(model, out/recipe.name, history=history, training=dict(preset=preset, seed=seed) | training)
+    (out/f'{recipe.name}-{preset}.checkpoint.safetensors').unlink(missing_ok=True) # the next training starts anew
+    return folder

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VALID_SEED', 'VARIANTS', 'IMPERFECTIONS', 'EXPERIMENTS', 'scores', 'answer', 'start_patches', 'train_variant',
-           'ablation', 'stack_spectra', 'noise_unit', 'baseline_rows', 'specvit_row', 'scaling', 'randomisation',
-           'main']
+           'ablation', 'stack_spectra', 'noise_unit', 'look_features', 'baseline_rows', 'specvit_row', 'scaling',
+           'randomisation', 'main']
 
 # %% ../../nbs/92f_recipes.experiments.ipynb #5387223f
 import argparse, datetime, time
@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from .. import __version__
 from ..core import *
 from ..data.inputs import PfsInput
-from ..eval.baselines import BoostingPCA, RidgePCA
+from ..eval.baselines import BoostingPCA, RidgeAll, RidgePCA
 from ..eval.metrics import bootstrap, mae, r2
 from ..mock.pfs import PFS_WAVE, PfsSplit
 from ..mock.spectra import Systematics
-from ..models.specvit import SpecViT
+from ..models.specvit import FirstLook, SpecViT
 from ..pretrained import quantiles
 from .core import *
 from .lamost import mock_quantiles, train_lamost
@@ -63,7 +63,7 @@ def answer(net:SpecViT, # trained
 
 # %% ../../nbs/92f_recipes.experiments.ipynb #9d7fcc1d
 VARIANTS = { # name: (changes of the network, the input, the loss: None is L1, or the pinball loss of quantiles; rounds of the first look, None = no look)
-    'published: L1': (dict(looks=0, quantiles=()), PfsInput(), None, None),
+    'no first look, L1': (dict(looks=0, quantiles=()), PfsInput(), None, None),
     'patches from components, L1': (dict(looks=0, quantiles=()), PfsInput(), 'components', None),
     'linear start, L1': (dict(quantiles=()), PfsInput(), None, 0),
     'first look alone': (dict(quantiles=()), PfsInput(), 'none', 10),
@@ -142,26 +142,38 @@ def noise_unit(split:PfsSplit, # training stars
     return (sigma/flux.median(1, keepdim=True).values).square().mean(0).sqrt().numpy()
 
 # %% ../../nbs/92f_recipes.experiments.ipynb #3a8e794e
+@torch.no_grad()
+def look_features(split:PfsSplit, # training stars
+                  n:int=50, # directions
+                 ): # (spectra (star, 4096)) -> (star, n): what a first look, fitted to these stars, sees
+    "Principal components of the noise-free spectra in units of the noise: the best that a baseline can be given"
+    flux,sigma = clean_spectra(PfsSplit('train', split.seed, min(len(split), 6000)))
+    x,noisy = (PFS_INPUT(PFS_WAVE, f, sigma**-2, torch.zeros(len(f)))[0] for f in (flux, flux + sigma*torch.randn(flux.shape, generator=generator(split.seed))))
+    look = FirstLook(4096, n, 1, 3).fit(noisy, pfs_scale(seed=split.seed).encode(split.labels[:len(x),:3]), x)
+    return lambda x: torch.cat([look.look(o) for o in torch.as_tensor(x).split(1000)]).detach().numpy()
+
 def baseline_rows(n:int, # training stars
                   test:PfsSplit, # which stars are scored
                   x_test:np.ndarray, # (star, 4096) their spectra
-                  settings:list[dict]|None=None, # of the boosting, from an earlier size; None = choose
+                  settings:dict, # of the boosting, by method; filled in where it is empty
                   seed:int=42, # of the survey
-                 ) -> tuple[list[dict],list[dict]]: # a row a method; the settings of the boosting
+                 ) -> list[dict]: # a row a method
     "Ridge and gradient boosting on the first n stars of the survey"
-    split = PfsSplit('train', seed, n)
-    unit,y = noise_unit(split),split.labels[:,:3].numpy()
-    x,rows = stack_spectra(split)/unit,[]
-    for name,model in {'Ridge, PCA-50': RidgePCA(50), 'boosting, PCA-50': BoostingPCA(50, settings=settings)}.items():
+    split,rows = PfsSplit('train', seed, n),[]
+    x,unit,look,y = stack_spectra(split),noise_unit(split),look_features(split),split.labels[:,:3].numpy()
+    boosting = lambda k: BoostingPCA(50, settings=settings.get(k))
+    for k,make,see in (('Ridge, PCA-50', lambda k: RidgePCA(50), lambda x: x/unit), ('Ridge, all pixels', lambda k: RidgeAll(), lambda x: x/unit),
+                       ('boosting, PCA-50', boosting, lambda x: x/unit), ('boosting, first look', boosting, look)):
         start = time.perf_counter()
-        pred = model.fit(x, y).predict(x_test/unit)
-        rows.append(dict(method=name, stars=n, seed=seed, seconds=round(time.perf_counter() - start), **scores(pred, test.labels[:,:3], std=pfs_scale(seed=seed).std)))
-    return rows, model.settings
+        model = make(k).fit(see(x), y)
+        if 'boosting' in k: settings[k] = model.settings
+        rows.append(dict(method=k, stars=n, seed=seed, seconds=round(time.perf_counter() - start), **scores(model.predict(see(x_test)), test.labels[:,:3], std=pfs_scale(seed=seed).std)))
+    return rows
 
 # %% ../../nbs/92f_recipes.experiments.ipynb #bc4f0aff
 def specvit_row(n:int, # training stars
                 test:PfsSplit, # which stars are scored
-                spectra:int=20_480, # spectra shown to the transformer, at least
+                spectra:int=20_480, # spectra shown to the transformer, about; at least one pass
                 seed:int=42, # of weights and survey
                ) -> dict: # a row
     "SpecViT at the laptop's size on the first n stars of the survey"
@@ -178,21 +190,21 @@ def specvit_row(n:int, # training stars
 def scaling(sizes:tuple[int,...]=(2000, 6000, 20_000, 60_000), # numbers of training stars
             seed:int=42, # of weights and survey
             n:int=4000, # test stars
-            spectra:int=20_480, # that SpecViT is shown
+            spectra:int=20_480, # shown to the transformer, about; at least one pass
            ) -> pd.DataFrame: # a row a method and size
     "All methods on the same stars"
     test = PfsSplit('test', 42, n)
-    x_test,rows,settings = stack_spectra(test),[],None
+    x_test,rows,settings = stack_spectra(test),[],{}
     for size in sizes:
-        found,settings = baseline_rows(size, test, x_test, settings, seed)
-        rows += [*found, specvit_row(size, test, spectra, seed)]
-        print(f'{size} stars: ' + ', '.join(f"{r['method']} {r['r2_logg']:.3f}" for r in rows[-3:]), flush=True)
+        new = [*baseline_rows(size, test, x_test, settings, seed), specvit_row(size, test, spectra, seed)]
+        rows += new
+        print(f'{size} stars: ' + ', '.join(f"{r['method']} {r['r2_logg']:.3f}" for r in new), flush=True)
     return _stamp(rows)
 
 # %% ../../nbs/92f_recipes.experiments.ipynb #a50b8664
 IMPERFECTIONS = {'noise alone': None, 'calibration and arms': replace(Systematics(), sky=0, bad=0, dead=0, resolution=0, velocity=0, ivar=0), 'everything': Systematics()}
 
-def randomisation(epochs:int=8, # of the laptop's batches
+def randomisation(epochs:int=3, # of the laptop's eight
                   seeds:tuple[int,...]=(42,), # of weights and survey
                  ) -> pd.DataFrame: # a row a variant: MAE on mock stars and on real ones
     "Train with more and fewer imperfections, test on real stars; BadInput where there are none"
@@ -218,7 +230,9 @@ def main(argv:list[str]|None=None): # words of the command line; None = those of
     p.add_argument('name', choices=EXPERIMENTS, help='which table')
     p.add_argument('--out', default='results', metavar='FOLDER', help='folder for the table (default: results)')
     o = p.parse_args(argv)
-    with atomic_path(path := Path(o.out)/f'{o.name}.csv') as tmp: EXPERIMENTS[o.name]().round(5).to_csv(tmp, index=False)
+    try: table = EXPERIMENTS[o.name]()
+    except BadInput as e: p.exit(2, f'{p.prog}: {e}\n')
+    with atomic_path(path := Path(o.out)/f'{o.name}.csv') as tmp: table.round(5).to_csv(tmp, index=False)
     print(path)
 
 # %% ../../nbs/92f_recipes.experiments.ipynb #7d9d7f2b

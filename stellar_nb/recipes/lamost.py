@@ -107,7 +107,7 @@ def lamost_domain(model:LabelModel, # trained
 _about = """
 Input: a spectrum that covers 4000–8798 Å (vacuum) with its radial velocity. Output: teff, logg, feh with intervals that were calibrated on mock stars; on real stars they hold fewer.
 
-Each training star was seen once, with fresh noise. Trained on synthetic spectra only (LTE, plane-parallel, scaled-solar C and N); of real data, nothing but the median noise curves of LAMOST took part in it.
+Each training star was seen once, with fresh noise. Trained on synthetic spectra only (LTE, plane-parallel, scaled-solar C and N); of real data, nothing but the median noise curves of LAMOST took part in it. (The flags `unusual` and `beyond_range` come from a detector that also saw PyHammer templates and MILES.)
 Of the box of the training ranges only the part that the computed grid fills was seen. Stars beyond it, T_eff > 8000 K or M dwarfs among them, get wrong labels; the flags `beyond_range` and `unusual` name most of them.
 """
 LAMOST = Recipe('specvit_lamost', train_lamost, lamost_quantiles, PRESETS, _about, domain=lamost_domain)

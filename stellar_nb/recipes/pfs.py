@@ -154,7 +154,6 @@ def train_pfs(preset:str='laptop', # a key of `PRESETS`
     facts = dict(preset=preset, seed=seed, batch=p['batch'], spectra=p['epochs']*(p.get('stars') or p['batches']*p['batch']), weight_decay=.01, clip=.5, version=__version__)
     checkpoint = None if preset == 'smoke' else Path(out)/f'specvit_pfs-{preset}.checkpoint.safetensors'
     history = train_cosine(learn, p['epochs'], lr=p['lr'], warm=p['warm'], checkpoint=checkpoint, facts=facts)
-    if checkpoint: checkpoint.unlink(missing_ok=True) # done: the next training starts anew
     limits = {k: BOX[k] for k in config.labels}
     return LabelModel(net.cpu(), prep, scale, (0.,)*len(config.labels), limits), history, {**facts, **p}
 
@@ -173,7 +172,7 @@ def predict_pfs(model:LabelModel, # a PFS model
 
 # %% ../../nbs/92d_recipes.pfs.ipynb #abf84d1f
 def pfs_quantiles(model:LabelModel, # a PFS model
-                  n:int, # stars, at most 5000 for each part
+                  n:int, # stars, at most 10,000
                   part:str='test', # 'calibrate' or 'test': surveys that share no star
                  ) -> tuple[Tensor,Tensor,Tensor]: # as `predict_pfs`
     "Predictions for stars that training never sees: those of another survey (seed 43) for calibration"

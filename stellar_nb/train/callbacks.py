@@ -55,7 +55,8 @@ class PreprocessBatch(Callback):
     def before_batch(self):
         flux,sigma,*rv = self.xb
         ivar = torch.where(sigma.isfinite() & (sigma > 0), sigma**-2, torch.zeros_like(sigma))
-        self.learn.xb = self.prep(self.wave.to(flux.device), flux, ivar, *(rv or [flux.new_zeros(len(flux))]))
+        with torch.autocast(flux.device.type, enabled=False): # the continuum fit needs full precision
+            self.learn.xb = self.prep(self.wave.to(flux.device), flux, ivar, *(rv or [flux.new_zeros(len(flux))]))
 
 # %% ../../nbs/71_train.callbacks.ipynb #b9c4c30f
 class WarmCosine:
@@ -80,7 +81,7 @@ class TrainingLog(Callback):
                  desc:str='training', # what the bar says
                 ): self.desc,self.history = desc,[]
     def before_fit(self):
-        self.began,self.total = time.perf_counter(),0.
+        self.began,self.total = time.perf_counter() - (self.history[-1]['seconds'] if self.history else 0),0.
         self.bar = progress(desc=self.desc, total=self.n_epoch*len(self.dls.train), initial=len(self.history)*len(self.dls.train))
     def before_train(self): self.total = 0.
     def after_batch(self):

@@ -9,7 +9,7 @@ __all__ = ['Fresh', 'Repeated', 'make_learner', 'train_cosine']
 from pathlib import Path
 from typing import Callable, Iterator
 
-import numpy as np, torch
+import numpy as np, pandas as pd, torch
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
@@ -94,8 +94,8 @@ class Repeated:
 
 # %% ../../nbs/70_train.learner.ipynb #c7010dd2
 def make_learner(model:nn.Module, # maps a batch's `xb` to predictions
-                 train:Fresh, # training batches
-                 valid:Fresh, # validation batches
+                 train:Fresh|Repeated, # training batches
+                 valid:Fresh|Repeated, # validation batches
                  loss:Callable, # `loss(prediction, *yb) -> scalar`
                  cbs:tuple=(), # callbacks that prepare the batch, such as `NoiseOnTheFly`
                  weight_decay:float=.01, # AdamW's weight decay
@@ -116,7 +116,7 @@ def train_cosine(learn:Learner, # from `make_learner`
                  warm:float=.05, # fraction spent in the warm-up; document 003 has none
                  checkpoint:str|Path|None=None, # written after every epoch; taken up if it is there
                  facts:dict|None=None, # further hyper-parameters that a checkpoint must share
-                ): # a table, one row an epoch: epoch, train_loss, valid_loss, lr, seconds
+                ) -> pd.DataFrame: # one row an epoch: epoch, train_loss, valid_loss, lr, seconds
     "Train with a warm-up and the cosine schedule of document 003, §4.3; BadInput for a checkpoint of another run"
     facts,done = dict(epochs=epochs, lr=lr, floor=floor, warm=warm, **(facts or {})), 0
     if learn.dls.device.type == 'cuda' and not hasattr(learn, 'mixed_precision'): learn.to_fp16() # document 003, §4.5
