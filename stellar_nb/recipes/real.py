@@ -68,7 +68,8 @@ def adapt(model:LabelModel, # trained on something else
     if start == 'model': rescale_head(net.head, model.scale, scale)
     finetune(net, (x, good), scale.encode(y), epochs=epochs, lr=lr, seed=seed, cbs=(HidePatches(.1, net.config.patch),))
     limits = {k: (v[v.isfinite()].min().item(), v[v.isfinite()].max().item()) for k,v in zip(model.labels, y.T)}
-    return replace(model, model=net, scale=scale, margin=(0.,)*len(model.labels), limits=limits)
+    card = f'# {model.name}, trained further\n{len(y)} real spectra, start from the {"model" if start == "model" else "beginning"}; intervals as calibrated since. The detector of strange spectra is the old one.\n'
+    return replace(model, model=net, scale=scale, margin=(0.,)*len(model.labels), limits=limits, card=card)
 
 # %% ../../nbs/92g_recipes.real.ipynb #eb75e5f2
 @torch.no_grad()
@@ -94,9 +95,10 @@ def recalibrate(model:LabelModel, # adapted
 SIZES = (50, 100, 200, 400, 800, 0) # training stars; 0 = all of the fold
 STARTS = {'SpecViT, from mock stars': dict(start='model'), 'SpecViT, from random weights': dict(start='none', epochs=24, lr=1e-3)}
 
-FOLDS = {'Ridge': (5, 5), 'boosting': (5, 5), 'SpecViT, from mock stars': (5, 2), 'SpecViT, from random weights': (2, 1)}
+FOLDS = { # method: (folds with all training stars, folds with fewer)
+    'Ridge': (5, 5), 'boosting': (5, 5), 'SpecViT, from mock stars': (5, 2), 'SpecViT, from random weights': (2, 1)}
 
-def _predict(method, model, x, good, y, a, b, settings):
+def _predict(method, model, x, good, y, a, b, settings): # `settings` of the boosting, by rounded number of stars
     if method in STARTS: return predict_inputs(adapt(model, x[a], good[a], y[a], **STARTS[method]), x[b], good[b])
     make = RidgePCA() if method == 'Ridge' else BoostingPCA(settings=settings.get(len(a)//32))
     p = torch.tensor(make.fit(x[a].numpy(), y[a].numpy()).predict(x[b].numpy()))
