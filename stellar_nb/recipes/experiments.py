@@ -187,7 +187,7 @@ def specvit_row(n:int, # training stars
     return dict(method='SpecViT', stars=n, seed=seed, seconds=round(time.perf_counter() - began), **scores(answer(net, PFS_INPUT, scale, test), test.labels[:,:3], std=scale.std))
 
 # %% ../../nbs/92f_recipes.experiments.ipynb #e5417da9
-def scaling(sizes:tuple[int,...]=(2000, 6000, 20_000, 60_000), # numbers of training stars
+def scaling(sizes:tuple[int,...]=(6000, 20_000, 60_000), # numbers of training stars
             seed:int=42, # of weights and survey
             n:int=4000, # test stars
             spectra:int=20_480, # shown to the transformer, about; at least one pass
