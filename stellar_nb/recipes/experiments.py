@@ -64,7 +64,7 @@ def answer(net:SpecViT, # trained
 # %% ../../nbs/92f_recipes.experiments.ipynb #9d7fcc1d
 VARIANTS = { # name: (changes of the network, the input, the loss: None is L1, or the pinball loss of quantiles; rounds of the first look, None = no look)
     'no first look, L1': (dict(looks=0, quantiles=()), PfsInput(), None, None),
-    'patches from components, L1': (dict(looks=0, quantiles=()), PfsInput(), 'components', None),
+    'no first look, patches from components, L1': (dict(looks=0, quantiles=()), PfsInput(), 'components', None),
     'linear start, L1': (dict(quantiles=()), PfsInput(), None, 0),
     'first look alone': (dict(quantiles=()), PfsInput(), 'none', 10),
     'first look, L1': (dict(quantiles=()), PfsInput(), None, 10),
