@@ -183,5 +183,6 @@ _about = """
 Input: flux and error of a spectrum that covers 7100–8850 Å (vacuum, R about 5000) in the rest frame of the star, flux calibrated to a few per cent (continuum included).
 Trained on mock spectra of faint stars alone: the survey of document 003 (i = 20.5–22.5, 12 × 900 s with PFS), labels from Beta distributions over the box of the training ranges, [α/Fe] tied to [Fe/H].
 The network knows this survey: a star of other temperature, or one much brighter, gets a wrong label. No real PFS spectrum took part, and none was available to test it.
+Before the transformer was trained, the first look of the network was taught on noisy spectra of up to 60,000 of these stars, ten times each; that is where most of its knowledge comes from. Its intervals are calibrated on mock stars. There is no detector of strange spectra for it.
 """
 PFS_RECIPE = Recipe('specvit_pfs', train_pfs, pfs_quantiles, PRESETS, _about, snr=(0, 2, 4, 6, 10, 30))
