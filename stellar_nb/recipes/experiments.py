@@ -152,6 +152,7 @@ def look_features(split:PfsSplit, # training stars
     look = FirstLook(4096, n, 1, 3).fit(noisy, pfs_scale(seed=split.seed).encode(split.labels[:len(x),:3]), x)
     return lambda x: torch.cat([look.look(o) for o in torch.as_tensor(x).split(1000)]).detach().numpy()
 
+# %% ../../nbs/92f_recipes.experiments.ipynb #6d8f2187
 def baseline_rows(n:int, # training stars
                   test:PfsSplit, # which stars are scored
                   x_test:np.ndarray, # (star, 4096) their spectra

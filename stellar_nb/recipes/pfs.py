@@ -66,6 +66,7 @@ def fresh_batch(n:int, # stars
     p = draw_pfs(n, generator)
     return mock_pfs(**p, noise=False), scale.encode(_pick(p['labels'], scale.labels))
 
+# %% ../../nbs/92d_recipes.pfs.ipynb #5043dcd6
 def split_batches(split:PfsSplit, # numbered stars
                   scale:LabelScale, # z-scores of the labels
                   batch:int=256, # stars a batch
