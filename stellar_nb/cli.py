@@ -33,7 +33,7 @@ COLUMNS = {'file': Column(None, 'path as given; [i] counts the spectra of a file
               for end,what in (('', ''), ('_lo', f'lower {_interval}'), ('_hi', f'upper {_interval}'))},
            'snr': Column('', 'signal-to-noise ratio per pixel'), 'rv': Column('km / s', 'radial velocity that was taken out'),
            'rv_source': Column(None, 'header, given, template or empty (unknown)'), 'flags': Column(None, 'what to know about the prediction, words joined by commas'),
-           'model': Column(None, 'model that read the spectrum; empty where none did')}
+           'model': Column(None, 'model that read the spectrum; empty where none was asked')}
 
 # %% ../nbs/91_cli.ipynb #3fd6050c
 def shown(name:str|Path, # a path, perhaps with line breaks or bytes that are no UTF-8
@@ -184,7 +184,7 @@ def predict_rows(model:'LabelModel', # from `load_pretrained`
         for i in good:
             missing = not np.isfinite(rows.loc[i, [l for l in model.labels if l in COLUMNS]].astype(float)).all()
             reasons[i] = out.error[i] or (why_not(items[i].spectrum, model.needs) if missing else '')
-    return rows.assign(reason=reasons, status=['failed' if r else 'ok' for r in reasons], model=[model.name if i in good else '' for i in range(len(items))])
+    return rows.assign(reason=reasons, status=['failed' if r else 'ok' for r in reasons], model=model.name)
 
 # %% ../nbs/91_cli.ipynb #c617c012
 class Reads(NamedTuple):
