@@ -8,6 +8,7 @@ import torch
 
 from stellar_nb.core import BadInput, data_dir
 from stellar_nb.data import catalog as cat
+from stellar_nb.eval import classes as ec
 
 V = cat.Vocabulary.simbad()
 
@@ -117,3 +118,75 @@ def test_sptypes_of_lamost():
     d = pd.read_csv(data_dir('lamost_dr10', 'labels.csv'))
     parts = [cat.parse_sptype(o) for o in d.subclass_catalog]
     assert all(a == o[0] and b == float(o[1]) and c is None for o, (a, b, c) in zip(d.subclass_catalog, parts))
+
+
+def world(seed=0, n=400, c=8):
+    rng = np.random.default_rng(seed)
+    y = rng.random((n, c)) < np.geomspace(.5, .01, c)
+    y[:, -1] = False
+    return (.3*y+.7*rng.random((n, c))).round(2), y.astype(float)
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_metrics_as_loops(seed):
+    "Every number of the table and of the summary, written out star by star; ties in the probabilities count half"
+    p, y = world(seed)
+    t, s = ec.class_table(p, y, list('abcdefgh')), ec.scores(torch.tensor(p), torch.tensor(y))
+    for c in range(7):
+        tp = sum(a >= .5 and b for a, b in zip(p[:, c], y[:, c]))
+        assert t.recall.iloc[c] == pytest.approx(tp/y[:, c].sum())
+        assert t.f1.iloc[c] == pytest.approx(2*tp/((p[:, c] >= .5).sum()+y[:, c].sum()))
+        pairs = [(a > b)+.5*(a == b) for a in p[y[:, c] == 1, c] for b in p[y[:, c] == 0, c]]
+        assert t.auroc.iloc[c] == pytest.approx(np.mean(pairs))
+        levels, ap, last = sorted(set(p[:, c]), reverse=True), 0, 0
+        for v in levels:
+            said = p[:, c] >= v
+            recall = y[said, c].sum()/y[:, c].sum()
+            ap, last = ap+(recall-last)*y[said, c].mean(), recall
+        assert t.ap.iloc[c] == pytest.approx(ap)
+    assert t.iloc[7][['recall', 'f1', 'auroc', 'ap']].isna().all()
+    assert s['macro_f1'] == pytest.approx(t.f1[:7].mean()) and s['auroc'] == pytest.approx(t.auroc[:7].mean())
+    assert (s['classes'], s['auroc_classes'], s['stars']) == (7, 7, 400)
+    assert s['accuracy'] == pytest.approx(np.mean([(a >= .5) == b for a, b in zip(p.ravel(), y.ravel())]))
+    assert s['all_right'] == pytest.approx(np.mean([all((a >= .5) == b) for a, b in zip(p, y)]))
+
+
+def test_baselines():
+    p, y = world()
+    zero, prior = ec.scores(ec.baseline_allzero(y), y), ec.scores(ec.baseline_prior(y, len(y)), y)
+    assert zero['accuracy'] == zero['accuracy_allzero'] == pytest.approx(1-y.mean())
+    for o in (zero, prior): assert o['auroc'] == .5 and o['ap'] == pytest.approx(o['ap_chance'])
+    assert zero['micro_f1'] == zero['macro_f1'] == 0
+
+
+def test_calibration_as_loops():
+    p, y = world()
+    want = 0
+    for i in range(10):
+        k = (p*10 >= i) & ((p*10 < i+1) if i < 9 else True)
+        if k.any(): want += abs(p[k].mean()-y[k].mean())*k.sum()/p.size
+    assert ec.ece(p, y) == pytest.approx(want)
+    assert ec.ece(y, y) == 0 == ec.ece(y, y, by_class=True)
+
+
+def test_confusion_and_single():
+    p, y = world()
+    m = ec.confusion(p, y)
+    assert np.isnan(m[7]).all() and np.allclose(m[:7], [[(p[y[:, i] == 1, j] >= .5).mean() for j in range(8)] for i in range(7)])
+    one = np.eye(4)[np.arange(40) % 4]
+    assert np.array_equal(ec.confusion(one, one, single=True), np.eye(4))
+    assert ec.scores_single(one, one)['accuracy'] == 1 and ec.scores_single(one, one)['accuracy_majority'] == .25
+    with pytest.raises(ValueError, match='without exactly one class'): ec.scores_single(p, y)
+
+
+@pytest.mark.parametrize('p', [np.array([[2.]]), np.array([[np.nan]]), np.array([.5])])
+def test_refuses(p):
+    with pytest.raises(ValueError, match='probabilities'): ec.scores(p, np.ones((1, 1)))
+
+
+def test_pictures():
+    p, y = world()
+    t = ec.class_table(p, y, list('abcdefgh'))
+    assert len(ec.plot_ap(t).patches) == 7
+    ax = ec.plot_confusion(ec.confusion(p, y), list('abcdefgh'))
+    assert len(ax.texts) == 64 and ec.plot_reliability(p, y, ax) is ax
