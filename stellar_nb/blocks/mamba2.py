@@ -80,6 +80,7 @@ def scan_chunked(x:Tensor, # (b, l, h, p) values
                 ) -> tuple[Tensor,Tensor]: # y (b, l, h, p) and the last state (b, h, p, n)
     "The recurrence as matrix products over chunks (Dao & Gu 2024, §6); any length"
     l,g,r = x.shape[1], B.shape[2], x.shape[2]//B.shape[2]
+    chunk = -(-l//-(-l//chunk)) # as many chunks, of equal length: less padding
     cum,gain = _decays(dt, A, chunk)
     x_,B,C = (F.pad(o, (0, 0, 0, 0, 0, -l % chunk)).unflatten(1, (-1, chunk)).transpose(2, 3) for o in (x, B, C)) # (b, c, h or g, q, ...)
     if state is not None: state = state.unflatten(1, (g, r)).permute(0, 1, 4, 2, 3) # (b, g, n, r, p)
@@ -120,7 +121,7 @@ class _DepthwiseConv(torch.autograd.Function):
         return _conv(x, weight, bias)
     @staticmethod
     def backward(ctx, grad):
-        x,weight = ctx.saved_tensors
+        x,weight = (o.to(grad.dtype) for o in ctx.saved_tensors) # autocast ran the forward pass
         k,l = weight.shape[1], grad.shape[1]
         to_x = _conv(F.pad(grad, (0, 0, k-1, k-1)), weight.flip(1))
         to_weight = torch.stack([(grad*x[:,i:i+l]).sum((0, 1)) for i in range(k)], 1)
