@@ -292,14 +292,14 @@ def _photometry(mags, gen):
         out |= {f'phot_{b}_mean_flux': (f := np.maximum(to_flux(m, b)*(1+rel*_randn(gen, len(m))), 1e-3)), f'phot_{b}_mean_flux_error': to_flux(m, b)*rel}
     return out
 
-# %% ../../nbs/13_mock.gaia.ipynb #802e94a1
+# %% ../../nbs/13_mock.gaia.ipynb #2aa75490
 def mock_gaia(stars:pd.DataFrame, # `teff` K, `logg`, `feh` dex, `loglum` (log L/L☉) or `radius` R☉, and if known `distance` pc, `av` mag, `age` Gyr, `ruwe`, `population`; or `abs_g` and `bp_rp` (mag, no dust) instead
               generator:torch.Generator, # source of randomness, on the CPU
               missing:float=0., # share of stars that lose all astrometry, and of those that lose all photometry, on top of Gaia's own gaps
               dec:tuple[float,float]=(-10., 60.), # declinations that the survey sees, deg
               g_range:tuple[float,float]=(9., 17.), # G before dust of stars without a distance, mag
               zero_point:float=-.017, # offset of the parallaxes, mas
-              tries:int=12, # directions among which each star finds its place
+              tries:int=32, # directions among which each star finds its place
              ) -> pd.DataFrame: # the 18 of `GAIA_COLUMNS` (NaN = missing), then the truth: `parallax_true`, `pmra_true`, `pmdec_true` mas, mas/yr; `rv`, `u`, `v`, `w` km/s; `population`; `abs_g`, `bp_rp`, `av`, `g_true` mag; `distance` pc; `age` Gyr; `ruwe`; index of `stars`
     "What Gaia DR3 would tell of these stars; ValueError for a star without luminosity or a population that does not exist"
     t = _truth(stars, generator, dec, g_range, tries)
