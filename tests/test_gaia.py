@@ -370,6 +370,7 @@ def test_mock_gaps_and_kinds(mock):
     assert kinds.distance.between(1, 15_000).all() and kinds.abs_g.tolist() == [11.2, -4.2] and kinds.population[1] == 'thin'
     np.testing.assert_allclose(mock_gaia(pd.DataFrame(dict(teff=[5772.], logg=4.44, feh=0., radius=1.)), generator(0)).abs_g, 4.68, atol=1e-3)
     with pytest.raises(ValueError, match='2 stars, the first number 0, have neither'): mock_gaia(pd.DataFrame(dict(teff=[5000., 4000.], logg=4.5, feh=0.)), generator(0))
+    with pytest.raises(ValueError, match='distance that is not positive'): mock_gaia(s.assign(distance=0.), generator(0))
     with pytest.raises(ValueError, match='bulge: the populations are thin'): mock_gaia(s.assign(population='bulge'), generator(0))
 
 
