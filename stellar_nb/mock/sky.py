@@ -371,7 +371,7 @@ def sky_spectra(stars:pd.DataFrame, # rows of `draw_sky`
     flux = flux*10**(-.4*ebv[:, None]*extinction(LAMOST_WAVE).float())
     return expose(flux/flux.median(1, keepdim=True).values, torch.tensor(stars.snr.to_numpy('f4')), generator, sys, noise)
 
-# %% ../../nbs/13b_mock.sky.ipynb #3a8a101c
+# %% ../../nbs/13b_mock.sky.ipynb #492f8b9a
 class SkyBatch(NamedTuple):
     "What a classifier is given, and what it should say"
     flux:Tensor # (star, 3909) without photon noise, about 1
@@ -385,9 +385,10 @@ def sky_batch(n:int, # stars
               generator:torch.Generator, # source of randomness, on the CPU
               systematics:Systematics|None=Systematics(), # imperfections of the instrument
               mix:dict[str,float]=SKY_MIX, # shares of the kinds of systems
+              stars:pd.DataFrame|None=None, # rows of `draw_sky` to observe, instead of `n` new ones
              ) -> SkyBatch: # see there
-    "Fresh stars for training"
-    s = draw_sky(n, generator, mix)
+    "Fresh stars for training; a table of many, drawn once and given in pieces, saves half of the time of small batches"
+    s = draw_sky(n, generator, mix) if stars is None else stars
     flux,ivar = sky_spectra(s, generator, systematics)
     rv = torch.tensor(np.where(s.light2 > .5, s.rv2, s.rv1), dtype=torch.float32)
     return SkyBatch(flux, ivar.rsqrt(), rv, s[list(GAIA_COLUMNS)], SKY.encode(s.types), s)
