@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['bce', 'pos_weight', 'cross_entropy', 'ClassLoss']
 
-# %% ../../nbs/54_objectives.classes.ipynb #e61d926c
+# %% ../../nbs/54_objectives.classes.ipynb #fa9d3657
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from fastcore.test import *
 from torch import Tensor, nn
 
@@ -40,7 +41,7 @@ def cross_entropy(logits:Tensor, # (star, class)
     count = (y >= 0).to(logits) if weight is None else torch.where(y >= 0, weight[y.clamp(min=0)], 0.)
     return each.sum()/count.sum().clamp(min=torch.finfo(logits.dtype).tiny)
 
-# %% ../../nbs/54_objectives.classes.ipynb #7246830e
+# %% ../../nbs/54_objectives.classes.ipynb #a48fe6f8
 class ClassLoss(nn.Module):
     "Loss of a classifier, called as `loss(logits, y)`"
     def __init__(self,
@@ -58,14 +59,18 @@ class ClassLoss(nn.Module):
                ) -> Tensor: # scalar
         return (bce if self.several else cross_entropy)(logits, y, self.weight)
 
-    def activation(self,
-                   logits:Tensor, # (star, class)
-                  ) -> Tensor: # (star, class) probabilities
-        "Sigmoid or softmax"
-        return logits.sigmoid() if self.several else logits.softmax(-1)
+# %% ../../nbs/54_objectives.classes.ipynb #7c66d973
+@patch
+def activation(self:ClassLoss,
+               logits:Tensor, # (star, class)
+              ) -> Tensor: # (star, class) probabilities
+    "Sigmoid or softmax"
+    return logits.sigmoid() if self.several else logits.softmax(-1)
 
-    def decodes(self,
-                p:Tensor, # (star, class) probabilities
-               ) -> Tensor: # (star, class) bool, or (star,) class numbers
-        "What the probabilities say"
-        return p > self.threshold if self.several else p.argmax(-1)
+# %% ../../nbs/54_objectives.classes.ipynb #1c0d47bf
+@patch
+def decodes(self:ClassLoss,
+            p:Tensor, # (star, class) probabilities
+           ) -> Tensor: # (star, class) bool, or (star,) class numbers
+    "What the probabilities say"
+    return p > self.threshold if self.several else p.argmax(-1)
