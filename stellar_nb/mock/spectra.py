@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LAMOST_WAVE', 'KINDS', 'SNR_BAND', 'lamost', 'draw_labels', 'draw_conditions', 'gray_transform', 'smoothing',
            'convolve_shift', 'extinction', 'light', 'noise_curves', 'save_noise', 'noise_sigma', 'Systematics',
-           'distort', 'blemish', 'mock_lamost', 'benchmark', 'save_templates', 'templates']
+           'distort', 'blemish', 'expose', 'mock_lamost', 'benchmark', 'save_templates', 'templates']
 
 # %% ../../nbs/11b_mock.spectra.ipynb #0181b580
 import time
@@ -263,6 +263,20 @@ def blemish(flux:Tensor, # (batch, 3909) noisy
 # %% ../../nbs/11b_mock.spectra.ipynb #575a12db
 def _full(v, like): return torch.as_tensor(v, dtype=like.dtype).expand(len(like)) if not isinstance(v, Tensor) or v.dim() == 0 else v.to(like.dtype)
 
+# %% ../../nbs/11b_mock.spectra.ipynb #45872622
+def expose(clean:Tensor, # (batch, 3909) noise-free, in units of the median
+           snr:Tensor, # (batch,) median S/N a pixel over 4000–5500 Å
+           generator:torch.Generator|None=None, # source of randomness; None draws from PyTorch's own
+           systematics:Systematics|None=None, # imperfections besides noise; None for none
+           noise:bool=True, # False leaves the photon noise out
+          ) -> tuple[Tensor,Tensor]: # flux (batch, 3909), ivar (batch, 3909)
+    "What the detector makes of the light"
+    sys,sigma = systematics,noise_sigma(clean, snr)
+    ivar = sigma**-2
+    if sys: clean,sigma = distort(clean, sigma, sys, generator), sigma*torch.exp(sys.ivar*_randn(len(clean), generator, 1))
+    flux = clean + sigma*_randn(len(clean), generator, clean.shape[1]) if noise else clean
+    return blemish(flux, ivar, sys, generator) if sys else (flux, ivar)
+
 # %% ../../nbs/11b_mock.spectra.ipynb #86a38124
 def mock_lamost(labels:Tensor, # (batch, 4) teff, logg, feh, alpha
                 snr:Tensor|float, # (batch,) median S/N a pixel over 4000–5500 Å
@@ -279,12 +293,7 @@ def mock_lamost(labels:Tensor, # (batch, 4) teff, logg, feh, alpha
     if sys:
         rv = rv + sys.velocity*_randn(n, generator)
         smooth = smoothing(1800*(1-sys.resolution*_rand(n, generator, 2)))
-    clean = light(labels, rv, ebv, vsini, smooth)
-    sigma = noise_sigma(clean, snr)
-    ivar = sigma**-2
-    if sys: clean,sigma = distort(clean, sigma, sys, generator), sigma*torch.exp(sys.ivar*_randn(n, generator, 1))
-    flux = clean + sigma*_randn(n, generator, clean.shape[1]) if noise else clean
-    return blemish(flux, ivar, sys, generator) if sys else (flux, ivar)
+    return expose(light(labels, rv, ebv, vsini, smooth), snr, generator, sys, noise)
 
 # %% ../../nbs/11b_mock.spectra.ipynb #f31ad677
 def benchmark(n:int=512, # stars in a batch
