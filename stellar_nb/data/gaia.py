@@ -233,10 +233,10 @@ def _sentinels(d, flags):
             gone = (d[k] == 0) & (d[f'{k}_error'] == GAIA_COLUMNS[f'{k}_error'].fill) & (flags.get(flag, 1) == 1)
             for o in (k, f'{k}_error'): d[o] = np.where(gone, np.nan, d[o])
 
-# %% ../../nbs/22_data.gaia.ipynb #5c1ea741
+# %% ../../nbs/22_data.gaia.ipynb #71d8abd7
 _TINY = np.nextafter(0, 1)
 _LIMITS = dict(ra=(0, 360), dec=(-90, 90), parallax=(-2000, 2000), pmra=(-2e4, 2e4), pmdec=(-2e4, 2e4),
-               **{k: (_TINY, 1e12) for k in GAIA_COLUMNS if k.startswith('phot') or k.endswith('error')}) # the largest known: 769 mas, 10.4″/yr, Sirius 6e10 e-/s
+               **{k: (_TINY, 1e12) for k in GAIA_COLUMNS if k.startswith('phot') or k.endswith('error')}) # the largest known: 769 mas, 10.4″/yr, Sirius 5e10 e-/s
 
 # %% ../../nbs/22_data.gaia.ipynb #ede4a124
 def _problems(d):

@@ -6,15 +6,11 @@
 __all__ = ['DWARFS', 'POPULATIONS', 'SOLAR_MOTION', 'bolometric_correction', 'intrinsic_colour', 'g_minus_rp', 'gaia_extinction',
            'project', 'parallax_error', 'flux_error', 'missing_share', 'mock_gaia']
 
-# %% ../../nbs/13_mock.gaia.ipynb #bb686716
-import time
-
+# %% ../../nbs/13_mock.gaia.ipynb #dc1f2622
 import numpy as np, pandas as pd, torch
 from fastcore.test import *
 
-from ..core import C_KMS, data_dir, generator
-from ..data.gaia import GAIA_COLUMNS, ZERO_POINTS, fill_missing, miles_gaia, to_flux, to_mag
-from .stars import draw_catalogue
+from ..data.gaia import GAIA_COLUMNS, ZERO_POINTS, to_flux
 
 # %% ../../nbs/13_mock.gaia.ipynb #9a4a5ebb
 DWARFS = np.array([ # T_eff (K), BP - RP, BC_G
@@ -246,7 +242,7 @@ def _dust(stars, distance, b):
     s = np.abs(np.sin(b))+1e-9
     return np.where(np.isnan(av := _get(stars, 'av')), 1*.1/s*-np.expm1(-distance*s/.1), np.maximum(av, 0))
 
-# %% ../../nbs/13_mock.gaia.ipynb #ce1b5292
+# %% ../../nbs/13_mock.gaia.ipynb #050192cf
 def _truth(stars, gen, dec, g_range, tries):
     "The columns of truth"
     teff = _teff(stars)
@@ -254,6 +250,7 @@ def _truth(stars, gen, dec, g_range, tries):
     faint = np.clip(abs_g+14.5, *g_range) # within 8 kpc
     apparent = g_range[0]+(faint-g_range[0])*_rand(gen, len(stars))
     distance = np.where(np.isnan(d := _get(stars, 'distance')), 10**(.2*(apparent-abs_g)+1), d)/1000
+    if not (distance > 0).all(): raise ValueError('a distance that is not positive')
     age = _age(stars, teff)
     height = .3*_THIN[np.digitize(age, _AGES), 2]/15.8
     ra,dec,pop = _sky(distance, _get(stars, 'feh'), height, _forced(stars, teff), gen, dec, tries)
@@ -261,7 +258,7 @@ def _truth(stars, gen, dec, g_range, tries):
     uvw = _velocity(xyz, age, pop, gen)
     pmra,pmdec,rv = project(ra, dec, distance, uvw)
     av = _dust(stars, distance, np.arcsin(xyz[:, 2]/distance))
-    return dict(zip('uvw', uvw.T)) | dict(ra_true=ra, dec_true=dec, parallax_true=1/distance, pmra_true=pmra, pmdec_true=pmdec, rv=rv, distance=1000*distance, age=age,
+    return dict(zip('uvw', uvw.T)) | dict(ra_true=ra, dec_true=dec, parallax_true=1/distance, pmra_true=pmra, pmdec_true=pmdec, rv=rv, distance=1000*distance,
                                           population=np.array(POPULATIONS, object)[pop], abs_g=abs_g, bp_rp=bp_rp, av=av, teff=teff)
 
 # %% ../../nbs/13_mock.gaia.ipynb #4572ec41
@@ -292,16 +289,16 @@ def _photometry(mags, gen):
         out |= {f'phot_{b}_mean_flux': (f := np.maximum(to_flux(m, b)*(1+rel*_randn(gen, len(m))), 1e-3)), f'phot_{b}_mean_flux_error': to_flux(m, b)*rel}
     return out
 
-# %% ../../nbs/13_mock.gaia.ipynb #802e94a1
+# %% ../../nbs/13_mock.gaia.ipynb #bafd7234
 def mock_gaia(stars:pd.DataFrame, # `teff` K, `logg`, `feh` dex, `loglum` (log L/L☉) or `radius` R☉, and if known `distance` pc, `av` mag, `age` Gyr, `ruwe`, `population`; or `abs_g` and `bp_rp` (mag, no dust) instead
               generator:torch.Generator, # source of randomness, on the CPU
               missing:float=0., # share of stars that lose all astrometry, and of those that lose all photometry, on top of Gaia's own gaps
               dec:tuple[float,float]=(-10., 60.), # declinations that the survey sees, deg
               g_range:tuple[float,float]=(9., 17.), # G before dust of stars without a distance, mag
               zero_point:float=-.017, # offset of the parallaxes, mas
-              tries:int=12, # directions among which each star finds its place
-             ) -> pd.DataFrame: # the 18 of `GAIA_COLUMNS` (NaN = missing), then the truth: `parallax_true`, `pmra_true`, `pmdec_true` mas, mas/yr; `rv`, `u`, `v`, `w` km/s; `population`; `abs_g`, `bp_rp`, `av`, `g_true` mag; `distance` pc; `age` Gyr; `ruwe`; index of `stars`
-    "What Gaia DR3 would tell of these stars; ValueError for a star without luminosity or a population that does not exist"
+              tries:int=32, # directions among which each star finds its place
+             ) -> pd.DataFrame: # the 18 of `GAIA_COLUMNS` (NaN = missing), then the truth: `parallax_true`, `pmra_true`, `pmdec_true` mas, mas/yr; `rv`, `u`, `v`, `w` km/s; `population`; `abs_g`, `bp_rp`, `av`, `g_true` mag; `distance` pc; `ruwe`; index of `stars`
+    "What Gaia DR3 would tell of these stars; ValueError for a star without luminosity, a distance that is not positive or a population that does not exist"
     t = _truth(stars, generator, dec, g_range, tries)
     mags = _magnitudes(t)
     drawn = np.exp(.02+.06*_randn(generator, len(stars)))

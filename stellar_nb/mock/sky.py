@@ -21,8 +21,8 @@ from .gaia import SOLAR_MOTION, bolometric_correction, g_minus_rp, intrinsic_col
 from .spectra import LAMOST_WAVE, Systematics, convolve_shift, expose, extinction, lamost, smoothing, templates
 from .stars import alpha_of, catalogue, draw_catalogue, inside, to_labels
 
-# %% ../../nbs/13b_mock.sky.ipynb #65f8f276
-SKY_MIX = dict(single=.38, halo=.08, wide=.12, close=.2, cool=.13, hot=.09) # shares of the kinds of systems
+# %% ../../nbs/13b_mock.sky.ipynb #eb2e59c2
+SKY_MIX = dict(single=.33, strip=.08, halo=.07, wide=.11, close=.2, cool=.13, hot=.08) # shares of the kinds of systems
 
 SEQUENCE = pd.DataFrame([ # Mamajek's table, version 2022.04.16 (Pecaut & Mamajek 2013, ApJS 208, 9)
     ('O5', 41400, 5.54, 43), ('O7', 37100, 5.18, 28), ('O8', 35100, 4.99, 23.6), ('O9', 33300, 4.82, 20.2), ('B0', 31400, 4.65, 17.7), ('B1', 26000, 4.13, 11.8), ('B2', 20600, 3.43, 7.3),
@@ -38,7 +38,7 @@ def _randn(gen, *shape): return torch.randn(*shape, generator=gen, dtype=torch.f
 def _radius(loglum, teff): return 10**(loglum/2)*(5772/teff)**2 # R☉
 def _logg(mass, radius): return 4.438+np.log10(mass/radius**2)
 
-# %% ../../nbs/13b_mock.sky.ipynb #2d55397b
+# %% ../../nbs/13b_mock.sky.ipynb #84e7a16b
 @lru_cache
 def _field():
     "Rows of the Kepler catalogue to draw from, half of them dwarfs"
@@ -46,14 +46,20 @@ def _field():
     s = draw_catalogue(40_000, generator(0))[keep]
     return s.astype({k: 'f8' for k in keep if k != 'age_poor'})
 
-def _catalogue_stars(n, gen, halo):
-    "Stars of the field; where `halo` is set, with the metallicity of the halo if the emulator can do that"
-    s = _field().take(torch.randint(len(_field()), (n,), generator=gen).numpy()).reset_index(drop=True)
-    poor = s.assign(feh=np.clip(-1.5+.45*_randn(gen, n), -2.5, -.8))
+@lru_cache
+def _strip(): return np.flatnonzero((_field().teff > 6500) & (_field().logg > 3.5))
+
+def _catalogue_stars(kind, gen):
+    "Stars of the field; of the kind 'halo' with the metallicity of the halo if the emulator can do that, else 'single'"
+    n,halo,u = len(kind), kind == 'halo', _rand(gen, len(kind))
+    rows = np.where(kind == 'strip', _strip()[(u*len(_strip())).astype(int)], (u*len(_field())).astype(int))
+    s = _field().take(rows).reset_index(drop=True)
+    poor = s[halo].assign(feh=np.clip(-1.5+.45*_randn(gen, halo.sum()), -2.5, -.8))
     poor['alpha'] = alpha_of(poor.feh)
-    ok = halo & inside(poor)
-    for k in ('feh', 'alpha'): s[k] = np.where(ok, poor[k], s[k])
-    return s.assign(template=-1, population=np.where(ok, 'halo', None), ok=ok | ~halo)
+    poor = poor[inside(poor)]
+    s.loc[poor.index, ['feh', 'alpha']] = poor[['feh', 'alpha']]
+    ok = s.index.isin(poor.index)
+    return s.assign(template=-1, population=np.where(ok, 'halo', None), kind=np.where(halo & ~ok, 'single', kind))
 
 # %% ../../nbs/13b_mock.sky.ipynb #e6291fb3
 _POOL = dict(cool=('M', {0: 3, 1: 3, 2: 3, 3: 4, 4: 3, 5: 1.5, 6: .7, 7: .3}), hot=('OBA', {})) # weights of the subclasses
@@ -67,13 +73,14 @@ def _pool(kind):
     of_class = t.subclass.map(t.subclass.value_counts())
     return t.fillna(dict(feh=0.)), torch.tensor([weight.get(int(k[1]), 1.) for k in t.subclass])/torch.tensor(of_class.to_numpy())
 
-# %% ../../nbs/13b_mock.sky.ipynb #fe78284e
+# %% ../../nbs/13b_mock.sky.ipynb #85124300
 def _template_stars(n, gen, kind):
     "M dwarfs or hot stars: the sequence with a scatter of its luminosity; hot stars within 5 kpc, where the thin disc is"
     t,w = _pool(kind)
     s = t.iloc[torch.multinomial(w, n, True, generator=gen).numpy() if n else []].reset_index(drop=True)
-    s['teff'] *= np.exp(.01*_randn(gen, n))
-    s['loglum'] += (.1 if kind == 'cool' else .15)*_randn(gen, n)
+    at = (SEQUENCE.index.get_indexer(s.subclass)+_rand(gen, n)-.5).clip(*((19, 26) if kind == 'cool' else (0, 18)))
+    for k in ('teff', 'mass'): s[k] = np.exp(np.interp(at, np.arange(len(SEQUENCE)), np.log(SEQUENCE[k])))
+    s['loglum'] = np.interp(at, np.arange(len(SEQUENCE)), SEQUENCE.loglum) + (.1 if kind == 'cool' else .15)*_randn(gen, n)
     radius = _radius(s.loglum, s.teff)
     far = 5000*_rand(gen, n)**.5 if kind == 'hot' else np.nan
     return s.assign(alpha=alpha_of(s.feh), distance=far, radius=radius, logg=_logg(s.mass, radius), age_poor=True, population=None).drop(columns='name')
@@ -146,12 +153,12 @@ def log_rhk(prot:np.ndarray, # (star,) rotation period, d; NaN is inactive
     m = np.where(prot < 10, -4.045, -2.55-1.509*np.log10(np.maximum(prot, 1e-3)))
     return np.nan_to_num(np.where(teff < 3900, m, np.where(teff < 6600, fgk, -5.1)), nan=-5.1).clip(-5.1, -4)
 
-# %% ../../nbs/13b_mock.sky.ipynb #318ff44e
+# %% ../../nbs/13b_mock.sky.ipynb #34427d35
 def halpha_share(prot:np.ndarray, # (star,) rotation period, d; NaN is inactive
                  mass:np.ndarray, # (star,) M☉
                  teff:np.ndarray, # (star,) K; no chromosphere from 6600 K on
                 ) -> np.ndarray: # (star,) L(Hα)/L(bol)
-    "Chromospheric emission in Hα (Newton et al. 2017, eq. 6; turnover time of Wright et al. 2011, eq. 11)"
+    "Chromospheric emission in Hα (Newton et al. 2017; turnover time of Wright et al. 2011, eq. 11)"
     lm = np.log10(np.clip(mass, .09, 1.36))
     ro = prot/10**(1.16-1.49*lm-.54*lm**2)
     return np.nan_to_num(np.where(teff < 6600, 1.49e-4*np.minimum(1, (np.maximum(ro, 1e-3)/.21)**-1.7), 0))
@@ -225,8 +232,8 @@ def _own_types(s):
     return {'MS*': ~evolved, 'Ev*': evolved, 'RG*': (s.logg < 3.5) & (s.teff < 5600), 'LM*': (s.mass < .6) & ~evolved, 'Ma*': s.mass > 8, 'Pe*': s.feh < -2,
             'PM*': np.hypot(s.pmra_true, s.pmdec_true) > 150, 'HV*': vlsr > 210, 'Ro*': spots, 'Em*': s.ew_ha-s.ew_ha_phot > .75}
 
-# %% ../../nbs/13b_mock.sky.ipynb #59a74655
-_CHI = np.array([6.6453e-5, 6.0334e-5, 5.2658e-5, 4.4872e-5, 3.5926e-5, 2.4768e-5, 1.7363e-5, 1.2057e-5]) # M0 … M7, 1/Å
+# %% ../../nbs/13b_mock.sky.ipynb #d460bc18
+_CHI = np.array([6.6453e-5, 6.0334e-5, 5.2658e-5, 4.4872e-5, 3.5926e-5, 2.4768e-5, 1.7365e-5, 1.2057e-5]) # M0 … M7, 1/Å
 _LINES = torch.tensor([3934.78, 3969.59, 6564.61], dtype=torch.float64) # Ca II K and H, Hα, vacuum Å
 _SIGMA_SB = 5.670374e-5 # erg/s/cm²/K⁴
 def _bolometric(teff): return _SIGMA_SB*teff**4
@@ -248,19 +255,16 @@ def _halpha(s):
     chi = np.where(m, _CHI[s.subclass.where(m, 'M0').str[1].astype(int)], np.interp(s.teff, t, cont))
     return dict(ew_ha=10**s.log_ha/chi, ew_ha_phot=np.where(m, 0, np.interp(s.teff, t, ew)))
 
-# %% ../../nbs/13b_mock.sky.ipynb #e7286018
+# %% ../../nbs/13b_mock.sky.ipynb #9a9999d1
 def _systems(n, gen, mix):
     "All stars with their companions, before rotation"
     kind = np.array(list(mix))[torch.multinomial(torch.tensor(list(mix.values()), dtype=torch.float64), n, True, generator=gen).numpy()]
-    warm = np.isin(kind, ['single', 'halo', 'wide', 'close'])
-    s = _catalogue_stars(warm.sum(), gen, kind[warm] == 'halo').assign(kind=kind[warm])
-    s['kind'] = np.where(s.pop('ok'), s.kind, 'single')
+    s = _catalogue_stars(kind[~np.isin(kind, ['cool', 'hot'])], gen)
     pair = s.kind.isin(['wide', 'close']).to_numpy()
     p = s[pair].join(_companions(s[pair], gen))
     p = p.assign(**_orbits(p, p.kind == 'close', gen)).assign(**_add(p))
     rest = [_template_stars((kind == k).sum(), gen, k).assign(kind=k) for k in ('cool', 'hot')]
-    s = pd.concat([o.astype({'population': object}) for o in (s[~pair], p, *rest) if len(o)], ignore_index=True)
-    s = s.reindex(columns=list(dict.fromkeys([*_COLUMNS, *s]))).astype({'age_poor': bool})
+    s = pd.concat([o.astype({'population': object}) for o in (s[~pair], p, *rest) if len(o)], ignore_index=True).reindex(columns=list(_COLUMNS))
     return s.iloc[torch.randperm(n, generator=gen).numpy()].reset_index(drop=True)
 
 _COLUMNS = ('kind', 'subclass', 'teff', 'logg', 'feh', 'alpha', 'mass', 'radius', 'loglum', 'age', 'age_poor', 'distance', 'av', 'prot', 'sph', 'template', 'population', 'abs_g', 'bp_rp',
@@ -323,14 +327,15 @@ def _emission(bolometric, rhk, log_ha):
     t = torch.tensor(np.stack([10**rhk/2, 10**rhk/2, 10**log_ha], 1)*bolometric[:, None], dtype=torch.float32)
     return t@_line_profiles()
 
-# %% ../../nbs/13b_mock.sky.ipynb #463c0891
+# %% ../../nbs/13b_mock.sky.ipynb #ae96975d
 def _surface(s):
     "(star, 3909) surface flux in the rest frame, erg/s/cm²/Å"
-    bol,warm = _bolometric(s.teff.to_numpy('f8')), (s.template < 0).to_numpy()
+    bol,warm = _bolometric(s.teff.to_numpy('f8')), torch.tensor((s.template < 0).tolist())
     out = torch.empty(len(s), len(LAMOST_WAVE))
-    if warm.any(): out[warm] = lamost()(l := to_labels(s[warm]))*10**lamost().continuum(l)
+    cold = ~warm.numpy()
+    if warm.any(): out[warm] = lamost()(l := to_labels(s[warm.numpy()]))*10**lamost().continuum(l)
     chi = _CHI[s.subclass.where(s.kind == 'cool', 'M0').str[1].astype(int)]
-    out[~warm] = _template_grid()[s.template[~warm].astype(int).tolist()]*torch.tensor((chi*bol)[~warm, None], dtype=torch.float32)
+    out[~warm] = _template_grid()[s.template[cold].astype(int).tolist()]*torch.tensor((chi*bol)[cold, None], dtype=torch.float32)
     lit = np.where(s.kind == 'hot', 0, bol)
     return out + _emission(lit, s.log_rhk.to_numpy('f8'), s.log_ha.to_numpy('f8'))
 
@@ -348,7 +353,7 @@ def _light(s, shift, smooth):
     flux = convolve_shift(_surface(s), t('rv1')+shift, t('vsini'), smooth, int(torch.searchsorted(LAMOST_WAVE, 5800.)))
     return flux*t('radius')[:, None]**2
 
-# %% ../../nbs/13b_mock.sky.ipynb #6fc906ef
+# %% ../../nbs/13b_mock.sky.ipynb #cdec5c02
 @torch.no_grad()
 def sky_spectra(stars:pd.DataFrame, # rows of `draw_sky`
                 generator:torch.Generator, # source of randomness
@@ -360,13 +365,13 @@ def sky_spectra(stars:pd.DataFrame, # rows of `draw_sky`
     shift = sys.velocity*torch.randn(n, generator=generator) if sys else torch.zeros(n)
     smooth = smoothing(1800*(1-sys.resolution*torch.rand(n, 2, generator=generator))) if sys else None
     flux = _light(stars, shift, smooth)
-    two = stars.seen2.eq(True).to_numpy()
-    if two.any(): flux[two] += _light(_second(stars[two]), shift[two], None if smooth is None else smooth[two])
+    two = torch.tensor(stars.seen2.eq(True).tolist())
+    if two.any(): flux[two] += _light(_second(stars[two.numpy()]), shift[two], None if smooth is None else smooth[two])
     ebv = torch.tensor(stars.av.to_numpy('f4')/3.1)
     flux = flux*10**(-.4*ebv[:, None]*extinction(LAMOST_WAVE).float())
     return expose(flux/flux.median(1, keepdim=True).values, torch.tensor(stars.snr.to_numpy('f4')), generator, sys, noise)
 
-# %% ../../nbs/13b_mock.sky.ipynb #3a8a101c
+# %% ../../nbs/13b_mock.sky.ipynb #492f8b9a
 class SkyBatch(NamedTuple):
     "What a classifier is given, and what it should say"
     flux:Tensor # (star, 3909) without photon noise, about 1
@@ -380,9 +385,10 @@ def sky_batch(n:int, # stars
               generator:torch.Generator, # source of randomness, on the CPU
               systematics:Systematics|None=Systematics(), # imperfections of the instrument
               mix:dict[str,float]=SKY_MIX, # shares of the kinds of systems
+              stars:pd.DataFrame|None=None, # rows of `draw_sky` to observe, instead of `n` new ones
              ) -> SkyBatch: # see there
-    "Fresh stars for training"
-    s = draw_sky(n, generator, mix)
+    "Fresh stars for training; a table of many, drawn once and given in pieces, saves half of the time of small batches"
+    s = draw_sky(n, generator, mix) if stars is None else stars
     flux,ivar = sky_spectra(s, generator, systematics)
     rv = torch.tensor(np.where(s.light2 > .5, s.rv2, s.rv1), dtype=torch.float32)
     return SkyBatch(flux, ivar.rsqrt(), rv, s[list(GAIA_COLUMNS)], SKY.encode(s.types), s)
