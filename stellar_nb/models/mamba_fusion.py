@@ -359,7 +359,7 @@ def shown(self:StarClassifierFusion,
           present:Tensor|None=None, # (b, 2) bool
          ) -> dict[str,Tensor]: # the same, nothing usable where a modality is absent or hidden
     "What the network is shown"
-    if present is not None: ok = {m: o & present[:,MODALITIES.index(m),None] for m,o in ok.items()}
+    if present is not None: ok = {m: o & present[:,MODALITIES.index(m),None].bool() for m,o in ok.items()}
     if not (self.training and self.config.hide and len(ok) == 2): return ok
     keep = hide_modality(torch.stack([o.any(1) for o in ok.values()], 1), self.config.hide)
     return {m: o & keep[:,i,None] for i,(m,o) in enumerate(ok.items())}
