@@ -16,6 +16,7 @@ from fastcore.test import *
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .classifier import ClassModel, restore_classes
 from .core import *
 from .data.inputs import PfsInput
 from .data.labels import LabelScale
@@ -23,6 +24,7 @@ from .data.preprocess import PreprocessConfig, stack
 from .data.spectra import Spectrum
 from .data.xp import XpInput
 from .eval.domain import Domain
+from .models.mamba_fusion import StarClassifierConfig, StarClassifierFusion
 from .models.specvit import SpecViT, SpecViTConfig
 
 # %% ../nbs/90_pretrained.ipynb #98a80571
@@ -54,6 +56,10 @@ class LabelModel:
         "Median width of an input pixel"
         w = np.diff(np.asarray(self.prep.wave))
         return float(np.median(w[w > 0]))
+
+    def saved(self) -> dict: # JSON values
+        "All but network, card and domain"
+        return dict(input=type(self.prep).__name__, preprocess=asdict(self.prep), scale=asdict(self.scale), margin=self.margin, limits=self.limits, coverage=self.coverage)
 
 # %% ../nbs/90_pretrained.ipynb #f70aeead
 @torch.no_grad()
@@ -119,7 +125,7 @@ def predict_labels(model:LabelModel, # a trained model
 LabelModel.predict = predict_labels
 
 # %% ../nbs/90_pretrained.ipynb #737203de
-_models = {'SpecViT': (SpecViT, SpecViTConfig)}
+_models = {'SpecViT': (SpecViT, SpecViTConfig), 'StarClassifierFusion': (StarClassifierFusion, StarClassifierConfig)}
 _inputs = {o.__name__: o for o in (PreprocessConfig, PfsInput, XpInput)}
 
 # %% ../nbs/90_pretrained.ipynb #a8af0ad7
@@ -127,17 +133,16 @@ def _write(folder, model, half):
     folder.mkdir()
     net = model.model
     config = dict(model=type(net).__name__, config=asdict(net.config), dtype='float16' if half else 'float32')
-    prep = dict(input=type(model.prep).__name__, preprocess=asdict(model.prep), scale=asdict(model.scale), margin=model.margin, limits=model.limits, coverage=model.coverage)
     (folder/'config.json').write_text(json.dumps(config, indent=1)+'\n')
-    (folder/'preprocessing.json').write_text(json.dumps(prep, indent=1)+'\n')
+    (folder/'preprocessing.json').write_text(json.dumps(model.saved(), indent=1)+'\n')
     (folder/'card.md').write_text(model.card)
     cast = lambda t: (t.half() if half and t.is_floating_point() else t).detach().cpu().contiguous()
     save_file({k: cast(v) for k,v in net.state_dict().items()}, folder/'model.safetensors')
-    if model.domain: model.domain.save(folder/'domain.safetensors')
+    if getattr(model, 'domain', None): model.domain.save(folder/'domain.safetensors')
     (folder/'model.safetensors').chmod((folder/'config.json').stat().st_mode)  # safetensors makes it private
 
 # %% ../nbs/90_pretrained.ipynb #d0ec3054
-def save_pretrained(model:LabelModel, # what to save
+def save_pretrained(model:LabelModel|ClassModel, # what to save
                     folder:str|Path, # where; an older model of that name is replaced
                     half:bool=False, # store the weights in float16 (half the size, about 3 digits)
                     history:pd.DataFrame|None=None, # of the training, a row an epoch; saved as `history.csv`
@@ -185,6 +190,7 @@ def _network(folder):
 # %% ../nbs/90_pretrained.ipynb #4a4a8e31
 def _prep(folder, net):
     o = json.loads((folder/'preprocessing.json').read_text())
+    if o.get('kind') == 'classes': return restore_classes(net, o, (folder/'card.md').read_text(), folder.absolute().name)
     tuples = lambda d: {k: tuple(tuple(i) if isinstance(i, list) else i for i in v) if isinstance(v, list) else v for k,v in d.items()}
     kind = o.get('input', 'PreprocessConfig')
     if kind not in _inputs: raise BadInput(folder, f'an input of unknown kind {kind!r}')
@@ -194,7 +200,7 @@ def _prep(folder, net):
 
 # %% ../nbs/90_pretrained.ipynb #47de27d9
 def load_pretrained(name:str|Path='specvit_lamost', # name of a shipped model, or the path of a folder
-                   ) -> LabelModel: # ready to predict, on the CPU
+                   ) -> LabelModel|ClassModel: # ready to predict, on the CPU
     "Read a model's folder; BadInput names what is wrong with it"
     folder = find_model(name)
     try: return _prep(folder, _network(folder))

@@ -51,15 +51,17 @@ GAIA_COLUMNS = {
     'phot_rp_mean_flux_error': GaiaColumn('electron / s', 'standard error of the RP flux', 50_000.),
     'flagnoflux': GaiaColumn('', '1 = a flux is missing', 0.)}
 
-# %% ../../nbs/22_data.gaia.ipynb #3ef05f84
+# %% ../../nbs/22_data.gaia.ipynb #f298bb21
 ZERO_POINTS = dict(g=25.6874, bp=25.3385, rp=24.7479) # mag of 1 e-/s
 
+# %% ../../nbs/22_data.gaia.ipynb #e312f51f
 def to_flux(mag:np.ndarray, # Vega magnitudes
             band:str, # 'g', 'bp' or 'rp'
            ) -> np.ndarray: # e-/s
     "Flux of a magnitude"
     return 10**(.4*(ZERO_POINTS[band]-np.asarray(mag, 'f8')))
 
+# %% ../../nbs/22_data.gaia.ipynb #b80fceaa
 def to_mag(flux:np.ndarray, # e-/s; NaN where not positive
            band:str, # 'g', 'bp' or 'rp'
           ) -> np.ndarray: # Vega magnitudes
@@ -67,7 +69,7 @@ def to_mag(flux:np.ndarray, # e-/s; NaN where not positive
     flux = np.asarray(flux, 'f8')
     return ZERO_POINTS[band] - 2.5*np.log10(np.where(flux > 0, flux, np.nan))
 
-# %% ../../nbs/22_data.gaia.ipynb #5e58a87f
+# %% ../../nbs/22_data.gaia.ipynb #eabf5575
 _ID = re.compile(r'\s*(?:gaia\s+(?:e?dr\d+|fpr)\s+)?(\d{1,19})\s*$', re.I)
 _NO_ID = {'', 'nan', 'null', 'none', '--', '<na>'}
 
@@ -76,7 +78,7 @@ def _id(text):
     if not (m := _ID.match(text)) or int(m[1]) >= 2**63: raise ValueError(f'{text!r} is not a Gaia source_id')
     return int(m[1])
 
-# %% ../../nbs/22_data.gaia.ipynb #196bbeb8
+# %% ../../nbs/22_data.gaia.ipynb #f8d88400
 def parse_source_id(ids:np.ndarray, # integers, or text with or without 'Gaia DR3 '
                    ) -> np.ndarray: # int64, 0 where there is none
     "Gaia's numbers, exactly; ValueError for anything else, such as floating-point numbers that lost digits"
@@ -86,7 +88,7 @@ def parse_source_id(ids:np.ndarray, # integers, or text with or without 'Gaia DR
     if a.dtype.kind == 'f': return np.nan_to_num(a).astype(np.int64)
     return np.array([_id(o) for o in a], np.int64)
 
-# %% ../../nbs/22_data.gaia.ipynb #da6dcf1a
+# %% ../../nbs/22_data.gaia.ipynb #62b9599b
 def _load(path):
     "The bytes of a file, unpacked"
     try: data = Path(path).read_bytes()
@@ -94,7 +96,7 @@ def _load(path):
     try: return gzip.decompress(data) if data[:2] == b'\x1f\x8b' else data
     except (OSError, EOFError, zlib.error): raise BadInput(path, 'damaged gzip file') from None
 
-# %% ../../nbs/22_data.gaia.ipynb #d6d31cf3
+# %% ../../nbs/22_data.gaia.ipynb #21763b47
 def _format(data):
     "'fits', 'parquet', 'votable', 'ecsv', 'csv', or None for what is no table"
     head = data[:4096].lstrip()
@@ -103,7 +105,7 @@ def _format(data):
     text = head and b'\0' not in head and head[:1] not in b'<{[\x80'
     return 'csv' if text and re.match(rb'(#[^\n]*\n)*[^\n]*[,;\t|]', head) else None
 
-# %% ../../nbs/22_data.gaia.ipynb #5d288057
+# %% ../../nbs/22_data.gaia.ipynb #4b0b2862
 def _plain(name, col):
     "A column as an array, None for anything but numbers and text"
     a = np.ma.asarray(getattr(col, 'value', col))
@@ -115,12 +117,13 @@ def _plain(name, col):
     if not np.ma.is_masked(a): return a.data
     return a.filled(0) if name.lower() == 'source_id' else a.astype('f8').filled(np.nan)
 
+# %% ../../nbs/22_data.gaia.ipynb #7848429c
 def _frame(table):
     "Plain table and units out of an astropy table"
     cols = {k: _plain(k, table[k]) for k in table.colnames}
     return pd.DataFrame({k: v for k,v in cols.items() if v is not None}), {k: str(o) for k in cols if (o := getattr(table[k], 'unit', None)) is not None}
 
-# %% ../../nbs/22_data.gaia.ipynb #5292cd35
+# %% ../../nbs/22_data.gaia.ipynb #daf4bd76
 def _read_fits(data):
     with fits.open(io.BytesIO(data), memmap=False) as hdul:
         hdu = next((o for o in hdul if isinstance(o, (fits.BinTableHDU, fits.TableHDU))), None)
@@ -129,17 +132,19 @@ def _read_fits(data):
 
 def _read_votable(data): return _frame(Table.read(io.BytesIO(data), format='votable', use_names_over_ids=True))
 
-def _read_ecsv(data): return _frame(Table.read(io.StringIO(data.decode('utf-8')), format='ascii.ecsv', fill_values=[('', '0'), ('null', '0')]))
+def _read_ecsv(data): return _frame(Table.read(data.decode('utf-8'), format='ascii.ecsv', fill_values=[('', '0'), ('null', '0')]))
 
-# %% ../../nbs/22_data.gaia.ipynb #44e19c35
+# %% ../../nbs/22_data.gaia.ipynb #6e15ac6b
 _TEXT = re.compile(r'(.*(_|obs))?(id|name|file|filename|designation)$', re.I)
 
+# %% ../../nbs/22_data.gaia.ipynb #a8d3bdf1
 def _read_csv(data):
     first = next(o for o in data.decode('utf-8').splitlines() if not o.startswith('#'))
     kw = dict(sep=max(',;\t|', key=first.count), comment='#', skipinitialspace=True)
     names = pd.read_csv(io.BytesIO(data), nrows=0, **kw).columns
     return pd.read_csv(io.BytesIO(data), dtype={k: str for k in names if _TEXT.match(k)}, low_memory=False, index_col=False, **kw), {}
 
+# %% ../../nbs/22_data.gaia.ipynb #6c0eb715
 def _read_parquet(data):
     table = pq.read_table(io.BytesIO(data))
     out = table.to_pandas(ignore_metadata=True)
@@ -147,9 +152,10 @@ def _read_parquet(data):
         if k.lower() == 'source_id' and str(table[k].type).startswith(('int', 'uint')): out[k] = table[k].fill_null(0).to_numpy()
     return out, {}
 
-# %% ../../nbs/22_data.gaia.ipynb #c1282ed4
+# %% ../../nbs/22_data.gaia.ipynb #d6fb6f66
 _READERS = dict(fits=_read_fits, votable=_read_votable, ecsv=_read_ecsv, csv=_read_csv, parquet=_read_parquet)
 
+# %% ../../nbs/22_data.gaia.ipynb #34ee6f5d
 def _table(path):
     "Any table, its known names in lower case, and units"
     data = _load(path)
@@ -164,7 +170,7 @@ def _table(path):
     if twice := sorted({v for v in low.values() if list(low.values()).count(v) > 1}): raise BadInput(path, f'two columns {", ".join(twice)}')
     return d.rename(columns=low), {low[k]: v for k,v in units.items() if k in low}
 
-# %% ../../nbs/22_data.gaia.ipynb #843b5b41
+# %% ../../nbs/22_data.gaia.ipynb #3af84751
 _MAGS = {f'phot_{b}_mean_{k}': b for b in ZERO_POINTS for k in ('mag', 'mag_error', 'flux_over_error')}
 _KNOWN = {*GAIA_COLUMNS, *_MAGS, 'source_id', 'designation'}
 _COUNTS = {'e-/s', 'e/s', '1/s', 's-1', 's**-1', '1/second', 'ct/s', 'count/s', 'counts/s', 'e-.s-1', 'e-s-1'}
@@ -173,7 +179,7 @@ def _unit_of(name):
     if name in GAIA_COLUMNS: return GAIA_COLUMNS[name].unit
     return '' if name.endswith('over_error') else 'mag'
 
-# %% ../../nbs/22_data.gaia.ipynb #9b808611
+# %% ../../nbs/22_data.gaia.ipynb #e4058518
 def _factor(path, name, unit):
     "What to multiply a column with to have it in the unit of `GAIA_COLUMNS`; BadInput for a unit of another kind"
     want,text = _unit_of(name), (unit or '').replace("'", '').strip()
@@ -181,6 +187,7 @@ def _factor(path, name, unit):
     try: return float(u.Unit(text).to(u.Unit(want)))
     except (ValueError, TypeError, u.UnitConversionError): raise BadInput(path, f'{name} is in {text}, not in {want}') from None
 
+# %% ../../nbs/22_data.gaia.ipynb #a1469c97
 def _numbers(path, name, col, unit=None):
     "A column as float64 in the right unit; BadInput for text that is no number"
     if col.dtype.kind in 'biuf': v = col.to_numpy('f8', na_value=np.nan)
@@ -190,7 +197,7 @@ def _numbers(path, name, col, unit=None):
         if len(bad := text[np.isnan(v) & ~text.str.lower().isin(_NO_ID)]): raise BadInput(path, f'{name} holds {bad.iloc[0][:40]!r}, not a number')
     return v*_factor(path, name, unit)
 
-# %% ../../nbs/22_data.gaia.ipynb #f9a1e054
+# %% ../../nbs/22_data.gaia.ipynb #064de891
 def _error(get, b, flux):
     "Error of a flux from whatever the table has; NaN where it has nothing"
     name = f'phot_{b}_mean'
@@ -199,13 +206,14 @@ def _error(get, b, flux):
     if (e := get(f'{name}_flux_over_error')) is not None: return flux/np.where(e > 0, e, np.nan)
     return np.full(len(flux), np.nan)
 
+# %% ../../nbs/22_data.gaia.ipynb #21407dc3
 def _fluxes(get, b):
     "Flux and error of a band"
     flux = get(f'phot_{b}_mean_flux')
     if flux is None: flux = to_flux(get(f'phot_{b}_mean_mag'), b)
     return {f'phot_{b}_mean_flux': flux, f'phot_{b}_mean_flux_error': _error(get, b, flux)}
 
-# %% ../../nbs/22_data.gaia.ipynb #3f8de84a
+# %% ../../nbs/22_data.gaia.ipynb #8e0ad471
 def _lacking(path, have):
     "BadInput that names every column that a table lacks"
     need = [k for k in GAIA_COLUMNS if not k.startswith(('flag', 'phot'))]
@@ -214,7 +222,7 @@ def _lacking(path, have):
     dark += [f'phot_{b}_mean_flux_error' for b in ZERO_POINTS if f'phot_{b}_mean_flux' in have and not {f'phot_{b}_mean_flux_error', f'phot_{b}_mean_flux_over_error'} & set(have)]
     if lack+dark: raise BadInput(path, f'no column {", ".join(lack+dark)}' + (' (magnitudes, phot_g_mean_mag and so on, would do for fluxes)' if dark else ''))
 
-# %% ../../nbs/22_data.gaia.ipynb #7093a947
+# %% ../../nbs/22_data.gaia.ipynb #267e5bf1
 _ASTRO,_FLUX = ('parallax', 'pmra', 'pmdec'), tuple(f'phot_{b}_mean_flux' for b in ZERO_POINTS)
 _FLAGS = dict(flagnopllx=_ASTRO, flagnoflux=_FLUX)
 
@@ -225,11 +233,12 @@ def _sentinels(d, flags):
             gone = (d[k] == 0) & (d[f'{k}_error'] == GAIA_COLUMNS[f'{k}_error'].fill) & (flags.get(flag, 1) == 1)
             for o in (k, f'{k}_error'): d[o] = np.where(gone, np.nan, d[o])
 
-# %% ../../nbs/22_data.gaia.ipynb #ff220b62
+# %% ../../nbs/22_data.gaia.ipynb #71d8abd7
 _TINY = np.nextafter(0, 1)
 _LIMITS = dict(ra=(0, 360), dec=(-90, 90), parallax=(-2000, 2000), pmra=(-2e4, 2e4), pmdec=(-2e4, 2e4),
-               **{k: (_TINY, 1e12) for k in GAIA_COLUMNS if k.startswith('phot') or k.endswith('error')}) # the largest known: 769 mas, 10.4″/yr, Sirius 6e10 e-/s
+               **{k: (_TINY, 1e12) for k in GAIA_COLUMNS if k.startswith('phot') or k.endswith('error')}) # the largest known: 769 mas, 10.4″/yr, Sirius 5e10 e-/s
 
+# %% ../../nbs/22_data.gaia.ipynb #ede4a124
 def _problems(d):
     "NaN for impossible values, and a text for each star"
     problem = np.full(len(d['ra']), '', object)
@@ -239,7 +248,7 @@ def _problems(d):
         d[k] = np.where(bad, np.nan, d[k])
     return problem
 
-# %% ../../nbs/22_data.gaia.ipynb #19097082
+# %% ../../nbs/22_data.gaia.ipynb #b166d87a
 def _flag(d, flags):
     "The two flags: 1 where a value is missing or the table says so"
     return {k: np.maximum(np.nan_to_num(flags.get(k, 0.)), np.any([np.isnan(d[o]) for o in names], 0)) for k,names in _FLAGS.items()}
@@ -250,7 +259,7 @@ def _source_id(path, d):
     try: return parse_source_id(d[name])
     except ValueError as e: raise BadInput(path, f'{name} holds {e}' if 'floating' in str(e) else f'{name}: {e}') from None
 
-# %% ../../nbs/22_data.gaia.ipynb #acd4894f
+# %% ../../nbs/22_data.gaia.ipynb #358f9e3c
 def read_gaia(path:str|Path, # FITS, CSV, ECSV, Parquet or VOTable, gzipped or not; names as in the Gaia archive, upper or lower case
              ) -> pd.DataFrame: # `source_id` int64 if there is one, the 18 of `GAIA_COLUMNS` float64 with NaN = missing, `problem` text, and the file's other columns
     "Gaia's 18 columns out of a table; `BadInput` for a file that is not one, lacks columns, has a wrong unit, or has no row that can be used"
@@ -269,7 +278,7 @@ def read_gaia(path:str|Path, # FITS, CSV, ECSV, Parquet or VOTable, gzipped or n
     rest = d.drop(columns=[k for k in d if k in {*out, *front, 'problem'}])
     return pd.concat([pd.DataFrame(front | {k: out[k] for k in GAIA_COLUMNS} | dict(problem=problem)), rest.reset_index(drop=True)], axis=1)
 
-# %% ../../nbs/22_data.gaia.ipynb #5e22bfb6
+# %% ../../nbs/22_data.gaia.ipynb #0198115a
 def _values(table):
     "(star, 18) float64 with NaN, the flags filled in; ValueError when columns are missing"
     if not isinstance(table, pd.DataFrame):
@@ -280,7 +289,7 @@ def _values(table):
     d = {k: table[k].to_numpy('f8') for k in GAIA_COLUMNS if k in table}
     return np.stack([(d | _flag(d, d))[k] for k in GAIA_COLUMNS], 1)
 
-# %% ../../nbs/22_data.gaia.ipynb #29b2ff0c
+# %% ../../nbs/22_data.gaia.ipynb #f4e12e81
 _FILL = np.array([o.fill for o in GAIA_COLUMNS.values()])
 
 def fill_missing(table:pd.DataFrame|np.ndarray, # the 18 columns, NaN = missing; an array in the order of `GAIA_COLUMNS`
@@ -289,7 +298,7 @@ def fill_missing(table:pd.DataFrame|np.ndarray, # the 18 columns, NaN = missing;
     v = _values(table)
     return np.where(np.isnan(v), _FILL, v)
 
-# %% ../../nbs/22_data.gaia.ipynb #fc530c07
+# %% ../../nbs/22_data.gaia.ipynb #631fb6b5
 def yeo_johnson(x:np.ndarray, # values, any shape that broadcasts with `lam`
                 lam:np.ndarray, # λ
                ) -> np.ndarray: # float64, with the sign of x
@@ -299,7 +308,7 @@ def yeo_johnson(x:np.ndarray, # values, any shape that broadcasts with `lam`
     flat = np.abs(p) < 1e-12
     with np.errstate(over='ignore'): return np.sign(x)*np.where(flat, log, np.expm1(p*log)/np.where(flat, 1, p))
 
-# %% ../../nbs/22_data.gaia.ipynb #3a464d8d
+# %% ../../nbs/22_data.gaia.ipynb #a778272c
 @dataclass(frozen=True)
 class GaiaInput:
     "Yeo-Johnson and standardisation, column by column; `dataclasses.asdict` gives what JSON can hold"
@@ -317,7 +326,7 @@ class GaiaInput:
         "Numbers a star"
         return len(self.columns)
 
-# %% ../../nbs/22_data.gaia.ipynb #70f94d9c
+# %% ../../nbs/22_data.gaia.ipynb #b20e7444
 def gaia_input(self:GaiaInput,
                table:pd.DataFrame|np.ndarray, # the 18 columns, NaN = missing; or (star, 18)
               ) -> tuple[Tensor,Tensor]: # x (star, width) float32; good (star, width) bool, False where missing
@@ -329,7 +338,7 @@ def gaia_input(self:GaiaInput,
 
 GaiaInput.__call__ = gaia_input
 
-# %% ../../nbs/22_data.gaia.ipynb #804e6f30
+# %% ../../nbs/22_data.gaia.ipynb #5f4c6a75
 def _fit_column(v):
     "λ, mean and standard deviation of the values of a column"
     lam = float(PowerTransformer(standardize=False).fit(v[:, None]).lambdas_[0]) if len(np.unique(v)) > 2 else 1.
@@ -337,6 +346,7 @@ def _fit_column(v):
     mean,std = (float(y.mean()), float(y.std())) if len(y) else (0., 0.)
     return lam, mean, std if std > 1e-12*max(1e-3, abs(mean)) else 1.
 
+# %% ../../nbs/22_data.gaia.ipynb #3447477f
 @patch(cls_method=True)
 def fit(cls:GaiaInput,
         table:pd.DataFrame|np.ndarray, # the training stars and no others, as for `__call__`
@@ -349,7 +359,7 @@ def fit(cls:GaiaInput,
     keep = tuple(k for k in GAIA_COLUMNS if k not in drop)
     return GaiaInput(keep, *zip(*(_fit_column(v[k][~np.isnan(v[k])]) for k in keep)), clip)
 
-# %% ../../nbs/22_data.gaia.ipynb #80eb1c6a
+# %% ../../nbs/22_data.gaia.ipynb #dca37b4c
 def _miles_columns(m):
     "The 18 columns out of the columns of `miles_astrometry.csv`"
     d = dict(ra=m.gaia_ra.fillna(m.hip_ra), dec=m.gaia_dec.fillna(m.hip_dec))
@@ -359,7 +369,7 @@ def _miles_columns(m):
         d |= {f'phot_{b}_mean_flux': flux, f'phot_{b}_mean_flux_error': .01*flux}
     return d | dict(ra_error=m.e_ra, dec_error=m.e_dec)
 
-# %% ../../nbs/22_data.gaia.ipynb #c777e2fc
+# %% ../../nbs/22_data.gaia.ipynb #04071c90
 def miles_gaia() -> pd.DataFrame|None: # `source_id` (0 = none), the 18 columns, `miles_id`, `name`, `sptype`, `teff` K, `logg`, `feh`; None where the file is not at hand
     "Gaia's 18 columns for stars of MILES: photometry of Gaia DR3, astrometry of Hipparcos"
     if (path := data_dir('miles', 'miles_astrometry.csv')) is None: return None

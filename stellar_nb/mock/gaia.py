@@ -6,15 +6,11 @@
 __all__ = ['DWARFS', 'POPULATIONS', 'SOLAR_MOTION', 'bolometric_correction', 'intrinsic_colour', 'g_minus_rp', 'gaia_extinction',
            'project', 'parallax_error', 'flux_error', 'missing_share', 'mock_gaia']
 
-# %% ../../nbs/13_mock.gaia.ipynb #bb686716
-import time
-
+# %% ../../nbs/13_mock.gaia.ipynb #dc1f2622
 import numpy as np, pandas as pd, torch
 from fastcore.test import *
 
-from ..core import C_KMS, data_dir, generator
-from ..data.gaia import GAIA_COLUMNS, ZERO_POINTS, fill_missing, miles_gaia, to_flux, to_mag
-from .stars import draw_catalogue
+from ..data.gaia import GAIA_COLUMNS, ZERO_POINTS, to_flux
 
 # %% ../../nbs/13_mock.gaia.ipynb #9a4a5ebb
 DWARFS = np.array([ # T_eff (K), BP - RP, BC_G
@@ -67,11 +63,12 @@ def g_minus_rp(bp_rp:np.ndarray, # (star,) mag
     "G - RP of a BP - RP, fitted to real stars"
     return np.polyval(_G_RP[::-1], np.clip(bp_rp, -.4, 5.3))
 
-# %% ../../nbs/13_mock.gaia.ipynb #33059830
+# %% ../../nbs/13_mock.gaia.ipynb #778bb477
 _DUST = dict(g=((7.17833016e-01, -1.88633321e-02, 5.77430628e-04), (2.84726306e-05, -1.65986478e-06, 3.29897761e-08), (-4.70938509e-10, 2.76393659e-11, -5.56454892e-13)),
              bp=((9.59835295e-01, -1.16380247e-02, 3.50836411e-04), (1.82122771e-05, -9.17453966e-07, 1.43568978e-08), (-2.90443152e-10, 1.41611091e-11, -2.10356011e-13)),
              rp=((5.87378504e-01, -6.37597056e-03, 8.71180628e-05), (4.71862901e-06, -7.42096958e-09, -4.51905872e-09), (-7.99119123e-11, 2.80843682e-13, 7.23076354e-14)))
 
+# %% ../../nbs/13_mock.gaia.ipynb #3c7b552a
 def gaia_extinction(av:np.ndarray, # (star,) A_V, mag
                     teff:np.ndarray, # (star,) K
                     band:str, # 'g', 'bp' or 'rp'
@@ -80,7 +77,7 @@ def gaia_extinction(av:np.ndarray, # (star,) A_V, mag
     av = np.asarray(av, 'f8')
     return np.polynomial.polynomial.polyval2d(np.clip(teff, 3500, 10_000), np.minimum(av, 10), np.array(_DUST[band]))*av
 
-# %% ../../nbs/13_mock.gaia.ipynb #b53a420e
+# %% ../../nbs/13_mock.gaia.ipynb #993fc78a
 POPULATIONS = ('thin', 'thick', 'halo')
 _R0,_Z0 = 8.122, .0208 # kpc: GRAVITY 2018, Bennett & Bovy 2019
 _SHARE = np.array([1., .12, .0051])
@@ -89,10 +86,11 @@ _GALACTIC = np.array([[-.0548755604162154, -.8734370902348850, -.483835015548713
                       [.4941094278755837, -.4448296299600112, .7469822444972189],
                       [-.8676661490190047, -.1980763734312015, .4559837761750669]])
 
+# %% ../../nbs/13_mock.gaia.ipynb #e4a6a376
 def _rand(gen, *shape): return torch.rand(*shape, generator=gen, dtype=torch.float64).numpy()
 def _randn(gen, *shape): return torch.randn(*shape, generator=gen, dtype=torch.float64).numpy()
 
-# %% ../../nbs/13_mock.gaia.ipynb #688390ad
+# %% ../../nbs/13_mock.gaia.ipynb #b07928e7
 def _density(xyz, height):
     "(..., 3) densities of thin disc, thick disc and halo, 1 near the Sun; xyz (..., 3) heliocentric kpc, towards the centre, rotation and the north pole"
     x,y,z = xyz[..., 0]-_R0, xyz[..., 1], np.abs(xyz[..., 2]+_Z0)
@@ -101,7 +99,7 @@ def _density(xyz, height):
     halo = ((r2+(z/.64)**2+.25)/_R0**2)**-1.4 # 0.5 kpc of core
     return np.stack([np.exp(-r/2.6-z/height), np.exp(-r/3.6-z/.9), halo], -1)
 
-# %% ../../nbs/13_mock.gaia.ipynb #cd7d9a24
+# %% ../../nbs/13_mock.gaia.ipynb #930cdb6e
 def _direction(ra, dec):
     "Unit vectors (..., 3) in ICRS"
     return np.stack([np.cos(dec)*np.cos(ra), np.cos(dec)*np.sin(ra), np.sin(dec)], -1)
@@ -112,7 +110,7 @@ def _metal_weight(feh, forced):
     w = np.nan_to_num(np.exp(-.5*((feh[:, None]-mean)/std)**2)/std, nan=1.)+1e-12
     return np.where(forced[:, None] < 0, w*_SHARE, forced[:, None] == np.arange(3))
 
-# %% ../../nbs/13_mock.gaia.ipynb #57f30b73
+# %% ../../nbs/13_mock.gaia.ipynb #0d7a4a5b
 def _sky(distance, feh, height, forced, gen, dec, tries):
     "ra, dec in degrees and the index of the population"
     n = len(distance)
@@ -120,12 +118,12 @@ def _sky(distance, feh, height, forced, gen, dec, tries):
     low,high = np.sin(np.radians(dec))
     ra,dec = 2*np.pi*u[..., 0], np.arcsin(low+(high-low)*u[..., 1])
     w = _density(distance[:, None, None]*(_direction(ra, dec) @ _GALACTIC.T), height[:, None])*_metal_weight(feh, forced)[:, None]
-    c = w.reshape(n, -1).cumsum(1)
+    c = w.reshape(n, 3*tries).cumsum(1)
     i = np.minimum((c < _rand(gen, n, 1)*c[:, -1:]).sum(1), 3*tries-1)
     at = np.arange(n), i//3
     return np.degrees(ra[at]), np.degrees(dec[at]), i % 3
 
-# %% ../../nbs/13_mock.gaia.ipynb #7bad50fa
+# %% ../../nbs/13_mock.gaia.ipynb #89dd361f
 SOLAR_MOTION = (11.1, 12.24, 7.25) # km/s against the local standard of rest
 _VC = 233. # km/s
 _AGES = (.15, 1, 2, 3, 5, 7) # Gyr, ends of the bins of `_THIN`
@@ -133,6 +131,7 @@ _THIN = np.array([(16.7, 10.8, 6.), (19.8, 12.8, 8.), (27.2, 17.6, 10.), (30.2, 
 _OTHER = np.array([(67., 38., 35.), (160., 90., 90.)])
 _LAG = np.array([46., 220.])
 
+# %% ../../nbs/13_mock.gaia.ipynb #e832c381
 def _age(stars, teff):
     "Age in Gyr"
     guess = np.interp(np.log(teff), np.log([6500, 8000, 10_000, 15_000, 30_000]), [5, 1, .3, .1, .01])
@@ -140,13 +139,14 @@ def _age(stars, teff):
     age = stars.age.to_numpy('f8')
     return np.where(np.isnan(age) | (stars.age_poor.to_numpy(bool) if 'age_poor' in stars else False), guess, np.clip(age, .01, 13))
 
-# %% ../../nbs/13_mock.gaia.ipynb #e5ae877a
+# %% ../../nbs/13_mock.gaia.ipynb #ff6b5072
 def _ellipsoid(age, pop):
     "Dispersions (star, 3) and lag (star,), km/s"
     thin = _THIN[np.digitize(age, _AGES)]
     sigma = np.where(pop[:, None] == 0, thin, _OTHER[np.maximum(pop, 1)-1])
     return sigma, np.where(pop == 0, thin[:, 0]**2/80, _LAG[np.maximum(pop, 1)-1])
 
+# %% ../../nbs/13_mock.gaia.ipynb #8e756a48
 def _velocity(xyz, age, pop, gen):
     "Heliocentric (star, 3) km/s towards the centre, rotation and the north pole"
     sigma,lag = _ellipsoid(age, pop)
@@ -157,7 +157,7 @@ def _velocity(xyz, age, pop, gen):
     u,v,w = SOLAR_MOTION
     return np.stack([(vr*x+vphi*y)/r - u, (vr*y-vphi*x)/r - _VC - v, vz-w], 1)
 
-# %% ../../nbs/13_mock.gaia.ipynb #539e034c
+# %% ../../nbs/13_mock.gaia.ipynb #4ebdaaba
 def project(ra:np.ndarray, # (star,) deg
             dec:np.ndarray, # (star,) deg
             distance:np.ndarray, # (star,) kpc
@@ -171,7 +171,7 @@ def project(ra:np.ndarray, # (star,) deg
     k = 4.740470463*distance
     return (v*east).sum(1)/k, (v*north).sum(1)/k, (v*_direction(a, d)).sum(1)
 
-# %% ../../nbs/13_mock.gaia.ipynb #5ee7138c
+# %% ../../nbs/13_mock.gaia.ipynb #e4f4d520
 def parallax_error(g:np.ndarray, # (star,) G, mag
                   ) -> np.ndarray: # (star,) mas
     "Median error of a DR3 parallax (Gaia science performance; PyGaia)"
@@ -180,7 +180,7 @@ def parallax_error(g:np.ndarray, # (star,) G, mag
 
 _SCALE = dict(ra=.80, dec=.70, parallax=1., pmra=1.03, pmdec=.89)
 
-# %% ../../nbs/13_mock.gaia.ipynb #5178719e
+# %% ../../nbs/13_mock.gaia.ipynb #3bc4e306
 _LOG_SIGMA = dict(g=(-3.02, -3.48, -3.67, -3.56, -3.66, -3.62, -3.64, -3.64, -3.60, -3.59, -3.44, -3.24, -3.01, -2.77, -2.51, -2.22, -1.95),
                   bp=(-3.01, -2.95, -3.02, -3.07, -3.20, -3.22, -3.18, -3.06, -3.06, -2.96, -2.75, -2.49, -2.19, -1.87, -1.53, -1.20, -.91),
                   rp=(-2.69, -3.10, -3.14, -3.34, -3.41, -3.43, -3.32, -3.29, -3.14, -2.93, -2.66, -2.35, -2.01, -1.68, -1.35, -.99, -.82)) # at 5, 6, ... 21 mag
@@ -191,20 +191,21 @@ def flux_error(mag:np.ndarray, # (star,) magnitude in the band
     "Median relative error of a DR3 flux (Riello et al. 2021)"
     return 10**np.interp(mag, np.arange(5, 22), _LOG_SIGMA[band])*np.log(10)/2.5
 
-# %% ../../nbs/13_mock.gaia.ipynb #c5f66c19
+# %% ../../nbs/13_mock.gaia.ipynb #2a87da03
 def missing_share(g:np.ndarray, # (star,) G, mag
                  ) -> tuple[np.ndarray,np.ndarray]: # (star,) shares without parallax and proper motion, and without BP and RP
     "How many stars of a magnitude lack what"
     rise = lambda half,floor: floor+(1-floor)/(1+np.exp(-(np.asarray(g, 'f8')-half)/.3))
     return rise(20.9, .005), rise(21.1, .003)
 
+# %% ../../nbs/13_mock.gaia.ipynb #3e3282e3
 def _gaps(g, missing, gen):
     "(star,) bool: no astrometry, no BP and RP, no photometry at all"
     u = _rand(gen, 4, len(g))
     no5,no_xp = missing_share(g)
     return (u[0] < no5) | (u[1] < missing), u[2] < no_xp, u[3] < missing
 
-# %% ../../nbs/13_mock.gaia.ipynb #6d45561f
+# %% ../../nbs/13_mock.gaia.ipynb #1586f03b
 def _get(stars, name):
     "A column as float64, NaN where there is none"
     return stars[name].to_numpy('f8') if name in stars else np.full(len(stars), np.nan)
@@ -214,7 +215,7 @@ def _teff(stars):
     guess = np.exp(np.interp(-_get(stars, 'bp_rp'), -DWARFS[:, 1], np.log(DWARFS[:, 0])))
     return np.where(np.isnan(t := _get(stars, 'teff')), guess, t)
 
-# %% ../../nbs/13_mock.gaia.ipynb #ef1cd0c9
+# %% ../../nbs/13_mock.gaia.ipynb #f2151c48
 def _absolute(stars, teff, gen):
     "M_G and BP - RP without dust; ValueError for a star that has no luminosity"
     colour = intrinsic_colour(teff, _get(stars, 'logg'), _get(stars, 'feh')) + .02*_randn(gen, len(stars)) # 61 K of scatter in the relation
@@ -226,27 +227,30 @@ def _absolute(stars, teff, gen):
     if (bad := ~(np.isfinite(abs_g) & np.isfinite(colour))).any(): raise ValueError(f'{bad.sum()} stars, the first number {bad.argmax()}, have neither abs_g and bp_rp nor teff and loglum or radius')
     return abs_g, colour
 
-# %% ../../nbs/13_mock.gaia.ipynb #76112a96
+# %% ../../nbs/13_mock.gaia.ipynb #18bf6a7a
 def _forced(stars, teff):
     "Index of a given population, thin for hot dwarfs, -1 for one to be drawn; ValueError for one that does not exist"
     out = np.where((teff > 8000) & ~(_get(stars, 'feh') < -1), 0, -1)
     if 'population' not in stars: return out
-    name = stars.population.where(stars.population.notna(), '')
+    name = stars.population.astype(object).where(stars.population.notna(), '')
     if wrong := set(name)-{'', *POPULATIONS}: raise ValueError(f'{sorted(map(str, wrong))[0]}: the populations are {", ".join(POPULATIONS)}')
     return np.where(name == '', out, name.map({k: i for i,k in enumerate(('', *POPULATIONS))}).to_numpy()-1)
 
+# %% ../../nbs/13_mock.gaia.ipynb #1d90bbb5
 def _dust(stars, distance, b):
     "A_V of the table, else of a layer (Parenago 1940)"
     s = np.abs(np.sin(b))+1e-9
     return np.where(np.isnan(av := _get(stars, 'av')), 1*.1/s*-np.expm1(-distance*s/.1), np.maximum(av, 0))
 
-# %% ../../nbs/13_mock.gaia.ipynb #93bcf70d
+# %% ../../nbs/13_mock.gaia.ipynb #050192cf
 def _truth(stars, gen, dec, g_range, tries):
     "The columns of truth"
     teff = _teff(stars)
     abs_g,bp_rp = _absolute(stars, teff, gen)
-    apparent = g_range[0]+(g_range[1]-g_range[0])*_rand(gen, len(stars))
+    faint = np.clip(abs_g+14.5, *g_range) # within 8 kpc
+    apparent = g_range[0]+(faint-g_range[0])*_rand(gen, len(stars))
     distance = np.where(np.isnan(d := _get(stars, 'distance')), 10**(.2*(apparent-abs_g)+1), d)/1000
+    if not (distance > 0).all(): raise ValueError('a distance that is not positive')
     age = _age(stars, teff)
     height = .3*_THIN[np.digitize(age, _AGES), 2]/15.8
     ra,dec,pop = _sky(distance, _get(stars, 'feh'), height, _forced(stars, teff), gen, dec, tries)
@@ -254,17 +258,17 @@ def _truth(stars, gen, dec, g_range, tries):
     uvw = _velocity(xyz, age, pop, gen)
     pmra,pmdec,rv = project(ra, dec, distance, uvw)
     av = _dust(stars, distance, np.arcsin(xyz[:, 2]/distance))
-    return dict(zip('uvw', uvw.T)) | dict(ra_true=ra, dec_true=dec, parallax_true=1/distance, pmra_true=pmra, pmdec_true=pmdec, rv=rv, distance=1000*distance, age=age,
+    return dict(zip('uvw', uvw.T)) | dict(ra_true=ra, dec_true=dec, parallax_true=1/distance, pmra_true=pmra, pmdec_true=pmdec, rv=rv, distance=1000*distance,
                                           population=np.array(POPULATIONS, object)[pop], abs_g=abs_g, bp_rp=bp_rp, av=av, teff=teff)
 
-# %% ../../nbs/13_mock.gaia.ipynb #25bea517
+# %% ../../nbs/13_mock.gaia.ipynb #4572ec41
 def _magnitudes(t):
     "Apparent G, BP and RP of the truth"
     rp = t['abs_g']-g_minus_rp(t['bp_rp'])
     mags = dict(g=t['abs_g'], bp=rp+t['bp_rp'], rp=rp)
     return {b: m + gaia_extinction(t['av'], t['teff'], b) + 5*np.log10(t['distance'])-5 for b,m in mags.items()}
 
-# %% ../../nbs/13_mock.gaia.ipynb #d89ac8df
+# %% ../../nbs/13_mock.gaia.ipynb #7ae629e0
 def _astrometry(t, g, ruwe, gen, zero_point):
     "The five parameters and their errors"
     n = len(g)
@@ -276,6 +280,7 @@ def _astrometry(t, g, ruwe, gen, zero_point):
         out |= {k: t[f'{k}_true'] + (zero_point if k == 'parallax' else 0) + s*x/unit, f'{k}_error': s}
     return out | dict(ra=out['ra'] % 360)
 
+# %% ../../nbs/13_mock.gaia.ipynb #0ec14b8a
 def _photometry(mags, gen):
     "Fluxes and their errors"
     out = {}
@@ -284,16 +289,16 @@ def _photometry(mags, gen):
         out |= {f'phot_{b}_mean_flux': (f := np.maximum(to_flux(m, b)*(1+rel*_randn(gen, len(m))), 1e-3)), f'phot_{b}_mean_flux_error': to_flux(m, b)*rel}
     return out
 
-# %% ../../nbs/13_mock.gaia.ipynb #ca0267ea
+# %% ../../nbs/13_mock.gaia.ipynb #bafd7234
 def mock_gaia(stars:pd.DataFrame, # `teff` K, `logg`, `feh` dex, `loglum` (log L/L☉) or `radius` R☉, and if known `distance` pc, `av` mag, `age` Gyr, `ruwe`, `population`; or `abs_g` and `bp_rp` (mag, no dust) instead
               generator:torch.Generator, # source of randomness, on the CPU
               missing:float=0., # share of stars that lose all astrometry, and of those that lose all photometry, on top of Gaia's own gaps
               dec:tuple[float,float]=(-10., 60.), # declinations that the survey sees, deg
               g_range:tuple[float,float]=(9., 17.), # G before dust of stars without a distance, mag
               zero_point:float=-.017, # offset of the parallaxes, mas
-              tries:int=12, # directions among which each star finds its place
-             ) -> pd.DataFrame: # the 18 of `GAIA_COLUMNS` (NaN = missing), then the truth: `parallax_true`, `pmra_true`, `pmdec_true` mas, mas/yr; `rv`, `u`, `v`, `w` km/s; `population`; `abs_g`, `bp_rp`, `av`, `g_true` mag; `distance` pc; `age` Gyr; `ruwe`; index of `stars`
-    "What Gaia DR3 would tell of these stars; ValueError for a star without luminosity or a population that does not exist"
+              tries:int=32, # directions among which each star finds its place
+             ) -> pd.DataFrame: # the 18 of `GAIA_COLUMNS` (NaN = missing), then the truth: `parallax_true`, `pmra_true`, `pmdec_true` mas, mas/yr; `rv`, `u`, `v`, `w` km/s; `population`; `abs_g`, `bp_rp`, `av`, `g_true` mag; `distance` pc; `ruwe`; index of `stars`
+    "What Gaia DR3 would tell of these stars; ValueError for a star without luminosity, a distance that is not positive or a population that does not exist"
     t = _truth(stars, generator, dec, g_range, tries)
     mags = _magnitudes(t)
     drawn = np.exp(.02+.06*_randn(generator, len(stars)))

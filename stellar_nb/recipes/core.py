@@ -8,6 +8,7 @@ __all__ = ['LEVELS', 'LABELS', 'Recipe', 'calibrate', 'card_table', 'write_card'
 # %% ../../nbs/92_recipes.core.ipynb #b9d9c0ce
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Callable
 
@@ -32,6 +33,8 @@ class Recipe:
     presets:dict # name → numbers, among them `calibrate`, the stars that calibrate the intervals
     about:str # Markdown for the card: what it was trained on, what it reads, where it fails
     snr:tuple[float,...] = (5, 15, 30, 60, 900) # edges of the card's table
+    calibrate:Callable|None = None # `calibrate(model, n) -> model`, for models without intervals; None = conformal margins from `quantiles`
+    card:Callable|None = None # `card(model, preset, training, seconds, n) -> Markdown`; None = errors by SNR
     domain:Callable|None = None # `domain(model, numbers of the preset) -> Domain or None`, the detector of spectra that the model was not made for
 
 # %% ../../nbs/92_recipes.core.ipynb #971efc7d
@@ -91,9 +94,10 @@ def make_model(recipe:Recipe, # what to make
     start,out = time.perf_counter(),Path(out)
     model,history,training = recipe.train(preset, seed, out)
     p,seconds = recipe.presets[preset],max(time.perf_counter() - start, history.seconds.iloc[-1])
-    model = calibrate(recipe, model, p['calibrate'])
+    model = recipe.calibrate(model, p['calibrate']) if recipe.calibrate else calibrate(recipe, model, p['calibrate'])
     if recipe.domain: model.domain = recipe.domain(model, p)
-    model.card = write_card(recipe, model, preset, training, seconds, 2*p['calibrate'])
+    card = recipe.card or partial(write_card, recipe)
+    model.card = card(model, preset, training, seconds, 2*p['calibrate'])
     folder = save_pretrained(model, out/recipe.name, history=history, training=dict(preset=preset, seed=seed) | training)
     (out/f'{recipe.name}-{preset}.checkpoint.safetensors').unlink(missing_ok=True) # the next training starts anew
     return folder

@@ -46,17 +46,18 @@ class NoiseOnTheFly(Callback):
 
 # %% ../../nbs/71_train.callbacks.ipynb #4a8aaf87
 class PreprocessBatch(Callback):
-    "Turns `xb = (flux, sigma)` or `(flux, sigma, rv)` into the model's input, `(x, good)`"
+    "Turns `xb = (flux, sigma)` or `(flux, sigma, rv, ...)` into the model's input, `(x, good, ...)`"
     order = 20
     def __init__(self,
                  wave:Tensor, # (pixel,) wavelength of the batches, Å in vacuum
                  prep:Callable, # how real spectra will be preprocessed: `prep(wave, flux, ivar, rv) -> (x, good)`
                 ): self.wave,self.prep = wave,prep
     def before_batch(self):
-        flux,sigma,*rv = self.xb
+        flux,sigma,*rest = self.xb
+        rv,rest = (rest[0], rest[1:]) if rest else (flux.new_zeros(len(flux)), ())
         ivar = torch.where(sigma.isfinite() & (sigma > 0), sigma**-2, torch.zeros_like(sigma))
         with torch.autocast(flux.device.type, enabled=False): # the continuum fit needs full precision
-            self.learn.xb = self.prep(self.wave.to(flux.device), flux, ivar, *(rv or [flux.new_zeros(len(flux))]))
+            self.learn.xb = (*self.prep(self.wave.to(flux.device), flux, ivar, rv), *rest)
 
 # %% ../../nbs/71_train.callbacks.ipynb #b9c4c30f
 class WarmCosine:
