@@ -741,6 +741,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'stellar_nb.mock.sky._rotation': ('mock.sky.html#_rotation', 'stellar_nb/mock/sky.py'),
                                      'stellar_nb.mock.sky._ruwe': ('mock.sky.html#_ruwe', 'stellar_nb/mock/sky.py'),
                                      'stellar_nb.mock.sky._second': ('mock.sky.html#_second', 'stellar_nb/mock/sky.py'),
+                                     'stellar_nb.mock.sky._solar': ('mock.sky.html#_solar', 'stellar_nb/mock/sky.py'),
                                      'stellar_nb.mock.sky._strip': ('mock.sky.html#_strip', 'stellar_nb/mock/sky.py'),
                                      'stellar_nb.mock.sky._surface': ('mock.sky.html#_surface', 'stellar_nb/mock/sky.py'),
                                      'stellar_nb.mock.sky._systems': ('mock.sky.html#_systems', 'stellar_nb/mock/sky.py'),

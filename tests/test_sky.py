@@ -83,7 +83,7 @@ def test_brightness(stars):
 def test_twins_look_like_one(stars):
     "A pair of equal stars at one velocity has the spectrum of one of them, and twice the light"
     s = stars[(stars.kind == 'single') & stars.prot.isna() & (stars.teff < 6500)][:4]
-    two = s.assign(seen2=True, rv2=s.rv1, period=100., **{k+'2': s[k] for k in ('teff', 'logg', 'mass', 'radius', 'loglum', 'vsini')})
+    two = s.assign(seen2=True, rv2=s.rv1, period=100., template2=-1, light2=.5, **{k+'2': s[k] for k in ('teff', 'logg', 'mass', 'radius', 'loglum', 'vsini')})
     one, pair = (ms.sky_spectra(o, generator(0), None)[0] for o in (s.assign(seen2=False), two))
     assert torch.allclose(one, pair, atol=2e-3)
     assert np.asarray(ms._add(two)['light2']) == pytest.approx(.5)

@@ -47,7 +47,7 @@ def _checked(v):
     if v.single and any(v.parents.values()): raise ValueError('a star with one class cannot have its parents too')
     if v.up.diagonal().any(): raise ValueError(f'{v.names[int(v.up.diagonal().nonzero()[0])]}: its own ancestor')
 
-# %% ../../nbs/24c_data.catalog.ipynb #002bd5ba
+# %% ../../nbs/24c_data.catalog.ipynb #14d4c5cc
 @dataclass(frozen=True)
 class Vocabulary:
     "Classes, in order; ValueError where the hierarchy makes no sense"
@@ -60,25 +60,38 @@ class Vocabulary:
         object.__setattr__(self, 'parents', {k: tuple(p) for k,p in self.parents.items() if p})
         _checked(self)
     def __len__(self): return len(self.names)
-    @classmethod
-    def simbad(cls): return cls(tuple(SIMBAD_TYPES), PARENTS)
-    @classmethod
-    def of(cls, names, parents={}, single=False): return cls(tuple(names), parents, single)
-    @property
-    def up(self) -> Tensor: # (class, class) bool: is the second an ancestor of the first?
-        "The hierarchy, closed: parents of parents too"
-        at = {k: i for i,k in enumerate(self.names)}
-        a = torch.zeros(len(self), len(self), dtype=torch.bool)
-        for k,p in self.parents.items(): a[at[k], [at[o] for o in p]] = True
-        for _ in self.names: a = a | (a.float()@a.float() > 0)
-        return a
 
-# %% ../../nbs/24c_data.catalog.ipynb #b9079d47
+# %% ../../nbs/24c_data.catalog.ipynb #b15e8da1
+@patch(as_prop=True)
+def up(self:Vocabulary) -> Tensor: # (class, class) bool: is the second an ancestor of the first?
+    "The hierarchy, closed: parents of parents too"
+    at = {k: i for i,k in enumerate(self.names)}
+    a = torch.zeros(len(self), len(self), dtype=torch.bool)
+    for k,p in self.parents.items(): a[at[k], [at[o] for o in p]] = True
+    while not torch.equal(b := a | (a.float()@a.float() > 0), a): a = b
+    return a
+
+# %% ../../nbs/24c_data.catalog.ipynb #c8342eb5
+@patch(cls_method=True)
+def of(cls:Vocabulary,
+       names:Iterable[str], # of the classes, in order
+       parents:dict[str,tuple[str,...]]|None=None, # direct parents of a class
+       single:bool=False, # one class a star
+      ) -> Vocabulary: # of these classes
+    "A vocabulary of one's own"
+    return cls(tuple(names), parents or {}, single)
+
+@patch(cls_method=True)
+def simbad(cls:Vocabulary) -> Vocabulary: # 55 classes
+    "The types of document 000 with SIMBAD's hierarchy"
+    return cls(tuple(SIMBAD_TYPES), PARENTS)
+
+# %% ../../nbs/24c_data.catalog.ipynb #9d844316
 def _split(o): # None and NaN are no label
     if o is None or o != o: return []
     return [k.strip() for k in (re.split('[|,;]', o) if isinstance(o, str) else o) if k.strip() not in ('', '*')]
 
-# %% ../../nbs/24c_data.catalog.ipynb #1d5d7df6
+# %% ../../nbs/24c_data.catalog.ipynb #cc35a080
 @patch
 def unknown(self:Vocabulary,
             labels:Iterable, # (star,) strings, lists or sets of types
@@ -86,7 +99,7 @@ def unknown(self:Vocabulary,
     "What `encode` drops"
     return dict(Counter(k for o in labels for k in _split(o) if k not in self.names).most_common())
 
-# %% ../../nbs/24c_data.catalog.ipynb #f4393556
+# %% ../../nbs/24c_data.catalog.ipynb #1eb50afc
 @patch
 def encode(self:Vocabulary,
            labels:Iterable, # (star,) strings such as 'EB*|V*', lists or sets of types; None and NaN are no label
@@ -99,7 +112,7 @@ def encode(self:Vocabulary,
         raise ValueError(f'{len(bad)} stars without exactly one class, the first is number {bad[0]}: {labels[bad[0]]}')
     return torch.maximum(y, (y@self.up.float() > 0).float())
 
-# %% ../../nbs/24c_data.catalog.ipynb #4a6da728
+# %% ../../nbs/24c_data.catalog.ipynb #b0b94f40
 @patch
 def decode(self:Vocabulary,
            p:Tensor, # (star, class) probabilities
@@ -112,14 +125,14 @@ def decode(self:Vocabulary,
     if self.single: return [[self.names[o[0]]] for o in order]
     return [[self.names[i] for i in o if row[i] >= threshold] for o,row in zip(order, p.tolist())]
 
-# %% ../../nbs/24c_data.catalog.ipynb #3c833175
+# %% ../../nbs/24c_data.catalog.ipynb #7e93ac55
 def class_weights(y:Tensor, # (star, class) 0 or 1
                  ) -> Tensor: # (class,) `pos_weight` of the binary cross-entropy
     "N/(C·count) of document 000; a class without stars is weighed as if it had one"
     n,c = y.shape
     return n/(c*torch.as_tensor(y).sum(0).clamp_min(1).float())
 
-# %% ../../nbs/24c_data.catalog.ipynb #bc16fece
+# %% ../../nbs/24c_data.catalog.ipynb #c7e6328e
 def drop_rare(y:Tensor, # (row, class) 0 or 1
               least:int=2, # stars that a class needs
               star:np.ndarray|None=None, # (row,) which star a row is of; None = each row its own
@@ -128,6 +141,7 @@ def drop_rare(y:Tensor, # (row, class) 0 or 1
     kept = torch.as_tensor(_by_star(y, star)[0].sum(0) >= least)
     return y[:,kept], kept.numpy()
 
+# %% ../../nbs/24c_data.catalog.ipynb #40b38489
 def _by_star(y, star):
     "A row for each star, 1 where any of its rows is, and the number of each row's star"
     y = np.asarray(y) > 0
@@ -135,7 +149,7 @@ def _by_star(y, star):
     out = np.zeros((len(names), y.shape[1]), bool); np.logical_or.at(out, which, y)
     return out, which
 
-# %% ../../nbs/24c_data.catalog.ipynb #6ab2046f
+# %% ../../nbs/24c_data.catalog.ipynb #0148338d
 @patch
 def select(self:Vocabulary,
            keep:np.ndarray, # (class,) bool: which to keep
@@ -145,7 +159,7 @@ def select(self:Vocabulary,
     above = lambda k: tuple(o for o,a in zip(self.names, self.up[self.names.index(k)].tolist()) if a and o in left)
     return Vocabulary.of(left, {k: above(k) for k in left}, self.single)
 
-# %% ../../nbs/24c_data.catalog.ipynb #c9b342af
+# %% ../../nbs/24c_data.catalog.ipynb #f02b9262
 def _deal(y, k, rng):
     "Fold number of each star; `want` counts what each fold still wants of stars (last column) and of each class"
     y = np.concatenate([y, np.ones((len(y), 1), bool)], 1)
@@ -158,7 +172,7 @@ def _deal(y, k, rng):
             want[f] -= y[i]
     return fold
 
-# %% ../../nbs/24c_data.catalog.ipynb #23e327be
+# %% ../../nbs/24c_data.catalog.ipynb #230ce514
 def stratified_folds(y:Tensor, # (row, class) 0 or 1
                      star:np.ndarray|None=None, # (row,) identifier of the star; None = each row its own
                      k:int=5, # folds
@@ -170,14 +184,14 @@ def stratified_folds(y:Tensor, # (row, class) 0 or 1
     fold = _deal(stars, k, np.random.default_rng(seed))[which]
     return [(np.flatnonzero(fold != i), np.flatnonzero(fold == i)) for i in range(k)]
 
-# %% ../../nbs/24c_data.catalog.ipynb #c23710d3
+# %% ../../nbs/24c_data.catalog.ipynb #91ae6c75
 def leaks(star_a:np.ndarray, # (row,) identifiers of one side
           star_b:np.ndarray, # (row,) of the other
          ) -> np.ndarray: # identifiers that stand on both sides, sorted; empty is good
     "Which stars are on both sides of a split?"
     return np.intersect1d(star_a, star_b)
 
-# %% ../../nbs/24c_data.catalog.ipynb #b4ed8dd0
+# %% ../../nbs/24c_data.catalog.ipynb #c12bbcbe
 def _ids(x, name):
     "Identifiers as strings, '' where missing"
     x = pd.Series(x)
@@ -185,7 +199,7 @@ def _ids(x, name):
     if x.dtype.kind == 'f': x = x.astype('Int64')
     return x.astype('string').fillna('').str.strip().str.removeprefix('Gaia DR3 ')
 
-# %% ../../nbs/24c_data.catalog.ipynb #96a369c5
+# %% ../../nbs/24c_data.catalog.ipynb #67e63860
 def join_by_id(left:pd.DataFrame, # the spectra, say
                right:pd.DataFrame, # the catalogue
                left_on:str, # column of the identifier in `left`
@@ -197,7 +211,7 @@ def join_by_id(left:pd.DataFrame, # the spectra, say
     rows = pd.Series(np.arange(len(b)), b)
     return np.where(a == '', -1, rows[rows.index != ''].reindex(a).fillna(-1)).astype(int)
 
-# %% ../../nbs/24c_data.catalog.ipynb #6e0017b9
+# %% ../../nbs/24c_data.catalog.ipynb #d59006ac
 def _moved(t, dt):
     "Positions (rad) after `dt` years, along the great circle; without proper motion they stay"
     ra,dec = np.radians(t.ra.to_numpy('f8')), np.radians(t.dec.to_numpy('f8'))
@@ -206,7 +220,7 @@ def _moved(t, dt):
     x,y,z = ca*cd - pm[0]*sa - pm[1]*ca*sd, sa*cd + pm[0]*ca - pm[1]*sa*sd, sd + pm[1]*cd
     return np.arctan2(y, x), np.arctan2(z, np.hypot(x, y))
 
-# %% ../../nbs/24c_data.catalog.ipynb #601eb34d
+# %% ../../nbs/24c_data.catalog.ipynb #3811c8a2
 def join_by_position(ra:np.ndarray, # (row,) deg
                      dec:np.ndarray, # (row,) deg
                      table:pd.DataFrame, # columns ra, dec (deg) and perhaps pmra, pmdec (mas/yr; pmra with cos δ)
@@ -223,12 +237,13 @@ def join_by_position(ra:np.ndarray, # (row,) deg
     out = p.drop_duplicates('i').set_index('i').reindex(range(len(ra)))
     return out.assign(row=out.row.fillna(-1).astype(int), ambiguous=np.bincount(p.i, minlength=len(ra)) > 1).rename_axis(None)
 
-# %% ../../nbs/24c_data.catalog.ipynb #b2eaec5a
+# %% ../../nbs/24c_data.catalog.ipynb #9d5a60d9
 def _reach(t, dt):
     "How far the fastest star moves, arcsec"
     pm = np.hypot(*(t[k].to_numpy('f8') for k in ('pmra', 'pmdec'))) if {'pmra', 'pmdec'} <= set(t) else np.zeros(1)
     return np.nanmax(pm, initial=0.)*abs(dt).max(initial=0.)/1000
 
+# %% ../../nbs/24c_data.catalog.ipynb #aafa8290
 def _pairs(ra, dec, t, radius):
     "All pairs within the radius (arcsec), without motion"
     at = np.flatnonzero(np.isfinite(ra) & np.isfinite(dec))
@@ -236,11 +251,12 @@ def _pairs(ra, dec, t, radius):
     i,j,*_ = search_around_sky(SkyCoord(ra[at], dec[at], unit='deg'), SkyCoord(t.ra.to_numpy('f8'), t.dec.to_numpy('f8'), unit='deg'), radius*u.arcsec)
     return at[i], j
 
-# %% ../../nbs/24c_data.catalog.ipynb #359a35aa
+# %% ../../nbs/24c_data.catalog.ipynb #f12e3447
 _SPTYPE = re.compile(r'(?P<pre>[eu]?sd:?|[dg])?\s*(?P<letter>[OBAFGKM](?=[IV]|[mpnewsv])|[OBAFGKMLTYSCRN](?=[\d:\s./?-]|$))\s*(?P<sub>\d(?:\.\d+)?)?')
 _LUMINOSITY = re.compile(r'Iab|Ia|Ib|III|II|IV|VI|V|I')
 _PREFIX = dict(sd='VI', esd='VI', usd='VI', d='V', g='III')
 
+# %% ../../nbs/24c_data.catalog.ipynb #a8f2ff70
 def parse_sptype(text:str|None, # such as 'G2V', 'K3Ibvar', 'sdF8', 'A0IV-V'
                 ) -> tuple[str|None,float|None,str|None]: # letter, subclass, luminosity class; None where it is not given
     "Parts of an MK spectral type: of the first where there are two, and of the primary where there is a companion"

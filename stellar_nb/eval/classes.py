@@ -53,19 +53,20 @@ def scores(p:np.ndarray, # (star, class) probabilities
                 ap_chance=float(t.chance[t.stars > 0].mean()), accuracy=float(((p >= threshold) == y).mean()), accuracy_allzero=float((~y).mean()),
                 all_right=float(((p >= threshold) == y).all(1).mean()), stars=len(y), classes=int((t.stars > 0).sum()), auroc_classes=int(t.auroc.notna().sum()))
 
-# %% ../../nbs/80b_eval.classes.ipynb #f94efd6f
+# %% ../../nbs/80b_eval.classes.ipynb #acd627e2
 def baseline_allzero(y:np.ndarray, # (star, class) truth, for its shape
                     ) -> np.ndarray: # (star, class) zeros
     "No to everything"
     return np.zeros(tuple(y.shape))
 
+# %% ../../nbs/80b_eval.classes.ipynb #3658b79e
 def baseline_prior(y_train:np.ndarray, # (star, class) truth of the training set
                    n:int, # stars to predict
                   ) -> np.ndarray: # (n, class) the share of each class
     "The shares of the classes, whatever the star"
     return np.tile(np.asarray(y_train, float).mean(0), (n, 1))
 
-# %% ../../nbs/80b_eval.classes.ipynb #2f721d55
+# %% ../../nbs/80b_eval.classes.ipynb #9022569e
 def interval(metric:Callable, # takes (p, y), returns a number, such as `lambda p, y: scores(p, y)['macro_f1']`
              p:np.ndarray, # (row, class) probabilities
              y:np.ndarray, # (row, class) truth
@@ -79,7 +80,7 @@ def interval(metric:Callable, # takes (p, y), returns a number, such as `lambda 
     bootstrap(lambda y, p: draws.append(metric(p, y)) or draws[-1], y, p, star, n, seed)
     return tuple(np.nanquantile(draws, [.5-level/2, .5+level/2]).tolist())
 
-# %% ../../nbs/80b_eval.classes.ipynb #61e72319
+# %% ../../nbs/80b_eval.classes.ipynb #f73e87bc
 def confusion(p:np.ndarray, # (star, class) probabilities
               y:np.ndarray, # (star, class) truth, 0 or 1
               threshold:float=.5, # from where on a class is said to be there
@@ -90,7 +91,7 @@ def confusion(p:np.ndarray, # (star, class) probabilities
     said = np.eye(p.shape[1])[p.argmax(1)] if single else (p >= threshold).astype(float)
     with np.errstate(invalid='ignore'): return y.T.astype(float)@said/y.sum(0)[:,None]
 
-# %% ../../nbs/80b_eval.classes.ipynb #0fae96d9
+# %% ../../nbs/80b_eval.classes.ipynb #16287824
 def scores_single(p:np.ndarray, # (star, class) probabilities
                   y:np.ndarray, # (star, class) truth, one 1 a row
                  ) -> dict: # accuracy, that of the most frequent class, balanced accuracy, macro F1, log loss
@@ -102,7 +103,7 @@ def scores_single(p:np.ndarray, # (star, class) probabilities
     return dict(accuracy=float((t == said).mean()), accuracy_majority=float(y.mean(0).max()), balanced_accuracy=float(np.nanmean(np.diag(confusion(p, y, single=True)))),
                 macro_f1=float(sk.f1_score(t, said, average='macro', labels=np.unique(t), zero_division=0)), log_loss=float(-np.log(true.clip(1e-12)).mean()), stars=len(y), classes=int(y.any(0).sum()))
 
-# %% ../../nbs/80b_eval.classes.ipynb #58fecd04
+# %% ../../nbs/80b_eval.classes.ipynb #33b913fe
 def reliability(p:np.ndarray, # (star, class) probabilities
                 y:np.ndarray, # (star, class) truth, 0 or 1
                 bins:int=10, # of equal width
@@ -112,7 +113,7 @@ def reliability(p:np.ndarray, # (star, class) probabilities
     d = pd.DataFrame(dict(bin=(p*bins).astype(int).clip(0, bins-1), predicted=p, observed=y.astype(float), pairs=1))
     return d.groupby('bin').agg(dict(predicted='mean', observed='mean', pairs='sum'))
 
-# %% ../../nbs/80b_eval.classes.ipynb #ac198e56
+# %% ../../nbs/80b_eval.classes.ipynb #f328c127
 def ece(p:np.ndarray, # (star, class) probabilities
         y:np.ndarray, # (star, class) truth, 0 or 1
         bins:int=10, # of equal width
@@ -123,7 +124,7 @@ def ece(p:np.ndarray, # (star, class) probabilities
     r = reliability(p, y, bins)
     return float((r.pairs*abs(r.predicted-r.observed)).sum()/r.pairs.sum())
 
-# %% ../../nbs/80b_eval.classes.ipynb #5c19dd7d
+# %% ../../nbs/80b_eval.classes.ipynb #13a95320
 def plot_confusion(matrix:np.ndarray, # (true class, predicted class) shares, as from `confusion`
                    names:list[str], # of the classes
                    ax:Axes|None=None, # axes to draw on
@@ -140,7 +141,7 @@ def plot_confusion(matrix:np.ndarray, # (true class, predicted class) shares, as
         for (i,j),v in np.ndenumerate(matrix): ax.text(j, i, f'{v:.2f}'.lstrip('0') if v == v else '–', ha='center', va='center', fontsize=6, color='white' if v > .6 else 'black')
     return ax
 
-# %% ../../nbs/80b_eval.classes.ipynb #5a88b4d0
+# %% ../../nbs/80b_eval.classes.ipynb #8210805b
 def plot_reliability(p:np.ndarray, # (star, class) probabilities
                      y:np.ndarray, # (star, class) truth, 0 or 1
                      ax:Axes|None=None, # axes to draw on
@@ -155,7 +156,7 @@ def plot_reliability(p:np.ndarray, # (star, class) probabilities
     ax.set(xlabel='predicted probability', ylabel='observed share', xlim=(-.03, 1.03), ylim=(-.03, 1.03))
     return ax
 
-# %% ../../nbs/80b_eval.classes.ipynb #51f463c6
+# %% ../../nbs/80b_eval.classes.ipynb #078e4da4
 def plot_ap(table:pd.DataFrame, # as from `class_table`
             ax:Axes|None=None, # axes to draw on
            ) -> Axes: # the axes

@@ -21,9 +21,10 @@ from .gaia import SOLAR_MOTION, bolometric_correction, g_minus_rp, intrinsic_col
 from .spectra import LAMOST_WAVE, Systematics, convolve_shift, expose, extinction, lamost, smoothing, templates
 from .stars import alpha_of, catalogue, draw_catalogue, inside, to_labels
 
-# %% ../../nbs/13b_mock.sky.ipynb #eb2e59c2
+# %% ../../nbs/13b_mock.sky.ipynb #219f6065
 SKY_MIX = dict(single=.33, strip=.08, halo=.07, wide=.11, close=.2, cool=.13, hot=.08) # shares of the kinds of systems
 
+# %% ../../nbs/13b_mock.sky.ipynb #d7a91ae8
 SEQUENCE = pd.DataFrame([ # Mamajek's table, version 2022.04.16 (Pecaut & Mamajek 2013, ApJS 208, 9)
     ('O5', 41400, 5.54, 43), ('O7', 37100, 5.18, 28), ('O8', 35100, 4.99, 23.6), ('O9', 33300, 4.82, 20.2), ('B0', 31400, 4.65, 17.7), ('B1', 26000, 4.13, 11.8), ('B2', 20600, 3.43, 7.3),
     ('B3', 17000, 2.99, 5.4), ('B4', 16400, 2.89, 5.1), ('B5', 15700, 2.77, 4.7), ('B6', 14500, 2.57, 4.3), ('B8', 12300, 2.19, 3.38), ('B9', 10700, 1.86, 2.75), ('A0', 9700, 1.58, 2.18),
@@ -31,14 +32,15 @@ SEQUENCE = pd.DataFrame([ # Mamajek's table, version 2022.04.16 (Pecaut & Mamaje
     ('M2', 3560, -1.54, .44), ('M3', 3430, -1.79, .37), ('M4', 3210, -2.14, .23), ('M5', 3060, -2.52, .162), ('M6', 2810, -2.98, .102), ('M7', 2680, -3.19, .090)],
     columns=['subclass', 'teff', 'loglum', 'mass']).set_index('subclass')
 
-# %% ../../nbs/13b_mock.sky.ipynb #13b8a7b4
+# %% ../../nbs/13b_mock.sky.ipynb #c3871824
 def _rand(gen, *shape): return torch.rand(*shape, generator=gen, dtype=torch.float64).numpy()
 def _randn(gen, *shape): return torch.randn(*shape, generator=gen, dtype=torch.float64).numpy()
 
+# %% ../../nbs/13b_mock.sky.ipynb #8fe4c16a
 def _radius(loglum, teff): return 10**(loglum/2)*(5772/teff)**2 # R☉
 def _logg(mass, radius): return 4.438+np.log10(mass/radius**2)
 
-# %% ../../nbs/13b_mock.sky.ipynb #84e7a16b
+# %% ../../nbs/13b_mock.sky.ipynb #f5ff5450
 @lru_cache
 def _field():
     "Rows of the Kepler catalogue to draw from, half of them dwarfs"
@@ -46,9 +48,11 @@ def _field():
     s = draw_catalogue(40_000, generator(0))[keep]
     return s.astype({k: 'f8' for k in keep if k != 'age_poor'})
 
+# %% ../../nbs/13b_mock.sky.ipynb #a9cafe86
 @lru_cache
 def _strip(): return np.flatnonzero((_field().teff > 6500) & (_field().logg > 3.5))
 
+# %% ../../nbs/13b_mock.sky.ipynb #414d1709
 def _catalogue_stars(kind, gen):
     "Stars of the field; of the kind 'halo' with the metallicity of the halo if the emulator can do that, else 'single'"
     n,halo,u = len(kind), kind == 'halo', _rand(gen, len(kind))
@@ -61,9 +65,10 @@ def _catalogue_stars(kind, gen):
     ok = s.index.isin(poor.index)
     return s.assign(template=-1, population=np.where(ok, 'halo', None), kind=np.where(halo & ~ok, 'single', kind))
 
-# %% ../../nbs/13b_mock.sky.ipynb #e6291fb3
+# %% ../../nbs/13b_mock.sky.ipynb #e2e825bc
 _POOL = dict(cool=('M', {0: 3, 1: 3, 2: 3, 3: 4, 4: 3, 5: 1.5, 6: .7, 7: .3}), hot=('OBA', {})) # weights of the subclasses
 
+# %% ../../nbs/13b_mock.sky.ipynb #b355d137
 @lru_cache
 def _pool(kind):
     "Templates of a kind with their sequence, and their weights"
@@ -73,7 +78,7 @@ def _pool(kind):
     of_class = t.subclass.map(t.subclass.value_counts())
     return t.fillna(dict(feh=0.)), torch.tensor([weight.get(int(k[1]), 1.) for k in t.subclass])/torch.tensor(of_class.to_numpy())
 
-# %% ../../nbs/13b_mock.sky.ipynb #85124300
+# %% ../../nbs/13b_mock.sky.ipynb #b5d534bc
 def _template_stars(n, gen, kind):
     "M dwarfs or hot stars: the sequence with a scatter of its luminosity; hot stars within 5 kpc, where the thin disc is"
     t,w = _pool(kind)
@@ -85,7 +90,7 @@ def _template_stars(n, gen, kind):
     far = 5000*_rand(gen, n)**.5 if kind == 'hot' else np.nan
     return s.assign(alpha=alpha_of(s.feh), distance=far, radius=radius, logg=_logg(s.mass, radius), age_poor=True, population=None).drop(columns='name')
 
-# %% ../../nbs/13b_mock.sky.ipynb #b1ce24f6
+# %% ../../nbs/13b_mock.sky.ipynb #8e265607
 @lru_cache
 def _dwarfs():
     "Dwarfs of the catalogue, by mass"
@@ -93,25 +98,33 @@ def _dwarfs():
     c = c[(c.logg > 4.1) & c.teff.between(3900, 7500) & (c.mass > .6)].sort_values('mass', ignore_index=True)
     return c[['teff', 'logg', 'mass', 'radius', 'loglum']].to_numpy('f8')
 
-# %% ../../nbs/13b_mock.sky.ipynb #68f6a8e4
+# %% ../../nbs/13b_mock.sky.ipynb #94952592
+def _solar(mass):
+    "Number of the template of an M dwarf of solar composition"
+    t = templates()[2]
+    at = abs(SEQUENCE.mass.to_numpy()[19:]-mass[:, None]).argmin(1)
+    return np.array([t.index[t.subclass.eq(k) & t.feh.eq(0)][0] for k in SEQUENCE.index[19:]])[at]
+
+# %% ../../nbs/13b_mock.sky.ipynb #97d1a5d4
 def _companions(s, gen):
     "Columns `*2` of companions to the primaries `s`"
     m2 = s.mass.to_numpy('f8')*(.2+.8*_rand(gen, len(s)))
     d = _dwarfs()[np.searchsorted(_dwarfs()[:, 2], m2).clip(0, len(_dwarfs())-1)]
     two = pd.DataFrame(d, columns=['teff', 'logg', 'mass', 'radius', 'loglum'], index=s.index).assign(feh=s.feh, alpha=s.alpha)
-    seen = (m2 >= .6) & inside(two)
     two['mass'] = m2
-    dark = np.interp(m2, SEQUENCE.mass[::-1], SEQUENCE.teff[::-1]), np.interp(m2, SEQUENCE.mass[::-1], SEQUENCE.loglum[::-1])
-    for k,v in zip(('teff', 'loglum', 'radius'), (*dark, _radius(dark[1], dark[0]))): two[k] = np.where(seen, two[k], v)
-    return two[['teff', 'logg', 'mass', 'radius', 'loglum']].add_suffix('2').assign(seen2=seen)
+    cool = np.interp(m2, SEQUENCE.mass[::-1], SEQUENCE.teff[::-1]), np.interp(m2, SEQUENCE.mass[::-1], SEQUENCE.loglum[::-1])
+    seen,radius = inside(two), _radius(cool[1], cool[0])
+    for k,v in zip(('teff', 'loglum', 'radius', 'logg'), (*cool, radius, _logg(m2, radius))): two[k] = np.where(m2 < .6, v, two[k])
+    return two[['teff', 'logg', 'mass', 'radius', 'loglum']].add_suffix('2').assign(seen2=seen | (m2 < .6), template2=np.where(m2 < .6, _solar(m2), -1))
 
-# %% ../../nbs/13b_mock.sky.ipynb #33f78c39
+# %% ../../nbs/13b_mock.sky.ipynb #0606d0fc
 def kepler_a(mass:np.ndarray, # (star,) of both together, M☉
              period:np.ndarray, # (star,) d
             ) -> np.ndarray: # (star,) R☉
     "Semi-major axis by Kepler's third law"
     return 4.2083*(mass*period**2)**(1/3)
 
+# %% ../../nbs/13b_mock.sky.ipynb #14f09cce
 def amplitude(other:np.ndarray, # (star,) mass of the other star, M☉
               total:np.ndarray, # (star,) mass of both, M☉
               period:np.ndarray, # (star,) d
@@ -120,7 +133,7 @@ def amplitude(other:np.ndarray, # (star,) mass of the other star, M☉
     "Velocity amplitude of a circular orbit"
     return 212.9*other*sin_i/(total**2*period)**(1/3)
 
-# %% ../../nbs/13b_mock.sky.ipynb #7468b3ca
+# %% ../../nbs/13b_mock.sky.ipynb #0f97b472
 def _orbits(s, close, gen):
     "Period (d), inclination, amplitudes and velocities (km/s) of the pairs `s`"
     n,total,size = len(s), (s.mass+s.mass2).to_numpy('f8'), 2*(s.radius+s.radius2).to_numpy('f8')
@@ -132,18 +145,19 @@ def _orbits(s, close, gen):
     k1,k2 = (amplitude(s[m].to_numpy('f8'), total, p, sin_i) for m in ('mass2', 'mass'))
     return dict(period=p, cos_i=cos_i, a=kepler_a(total, p), k1=k1, k2=k2, dv1=k1*phase, dv2=-k2*phase)
 
-# %% ../../nbs/13b_mock.sky.ipynb #aa333f8b
+# %% ../../nbs/13b_mock.sky.ipynb #3ad6b420
 _BV = np.array([(2380, 2.17), (3060, 1.83), (3430, 1.53), (3850, 1.42), (4100, 1.34), (4440, 1.15), (4830, .99), (5100, .884), (5270, .816), (5660, .68), (5770, .65), (5930, .595), (6550, .44), (7220, .295), (7910, .185), (9700, 0.)])
 
 def _bv(teff): return np.interp(teff, *_BV.T) # Pecaut & Mamajek 2013
 
+# %% ../../nbs/13b_mock.sky.ipynb #6c14f944
 def turnover(bv:np.ndarray, # (star,) B - V, mag
             ) -> np.ndarray: # (star,) d
     "Convective turnover time (Noyes et al. 1984, eq. 4)"
     x = 1-np.asarray(bv, float)
     return 10**np.where(x > 0, 1.362-.166*x+.025*x**2-5.323*x**3, 1.362-.14*x)
 
-# %% ../../nbs/13b_mock.sky.ipynb #8e92d24a
+# %% ../../nbs/13b_mock.sky.ipynb #d401d61d
 def log_rhk(prot:np.ndarray, # (star,) rotation period, d; NaN is inactive
             teff:np.ndarray, # (star,) K
            ) -> np.ndarray: # (star,) log R'HK, between -5.1 and -4
@@ -153,7 +167,7 @@ def log_rhk(prot:np.ndarray, # (star,) rotation period, d; NaN is inactive
     m = np.where(prot < 10, -4.045, -2.55-1.509*np.log10(np.maximum(prot, 1e-3)))
     return np.nan_to_num(np.where(teff < 3900, m, np.where(teff < 6600, fgk, -5.1)), nan=-5.1).clip(-5.1, -4)
 
-# %% ../../nbs/13b_mock.sky.ipynb #34427d35
+# %% ../../nbs/13b_mock.sky.ipynb #72c20160
 def halpha_share(prot:np.ndarray, # (star,) rotation period, d; NaN is inactive
                  mass:np.ndarray, # (star,) M☉
                  teff:np.ndarray, # (star,) K; no chromosphere from 6600 K on
@@ -163,7 +177,7 @@ def halpha_share(prot:np.ndarray, # (star,) rotation period, d; NaN is inactive
     ro = prot/10**(1.16-1.49*lm-.54*lm**2)
     return np.nan_to_num(np.where(teff < 6600, 1.49e-4*np.minimum(1, (np.maximum(ro, 1e-3)/.21)**-1.7), 0))
 
-# %% ../../nbs/13b_mock.sky.ipynb #60364bbb
+# %% ../../nbs/13b_mock.sky.ipynb #f50f19b9
 def _rotation(s, gen):
     "Periods (d) for those that have none, and v sin i (km/s)"
     n = len(s)
@@ -179,27 +193,28 @@ def _rotation(s, gen):
     v = 50.58*s.radius/np.maximum(p, .2)*sin_i # an equator in km/s
     return s.assign(prot=p, vsini=np.where(np.isnan(p), free, v).clip(0, 300), vsini2=np.where(s.period < 10, 50.58*s.radius2/s.period*sin_i, 5.).clip(0, 300))
 
-# %% ../../nbs/13b_mock.sky.ipynb #55ffd9f5
+# %% ../../nbs/13b_mock.sky.ipynb #4c1203cf
 def _magnitudes(s, two=''):
     "G, BP and RP at 10 pc, without dust"
     teff,g = s['teff'+two], 4.74-2.5*s['loglum'+two]-bolometric_correction(s['teff'+two])
     c = intrinsic_colour(teff, s['logg'+two], s.feh)
     return np.stack([g, g-g_minus_rp(c)+c, g-g_minus_rp(c)])
 
+# %% ../../nbs/13b_mock.sky.ipynb #b0c02cd2
 def _add(s):
     "abs_g and bp_rp of the pairs, and the share of the companion in the light of G"
     one,two = (10**(-.4*_magnitudes(s, k)) for k in ('', '2'))
     g,bp,rp = -2.5*np.log10(one+two)
     return dict(abs_g=g, bp_rp=bp-rp, light2=two[0]/(one+two)[0])
 
-# %% ../../nbs/13b_mock.sky.ipynb #23d74f88
+# %% ../../nbs/13b_mock.sky.ipynb #d8e77336
 def _ruwe(s, gen):
     "RUWE of pairs; NaN for single stars, which `mock_gaia` draws"
     q = s.mass2/s.mass
     wobble = s.a/215.03/s.distance*1e3*np.abs(q/(1+q)-s.light2)
     return np.sqrt(1+(wobble/.2)**2/(1+(s.period/1500)**4))*np.exp(.02+.06*_randn(gen, len(s)))
 
-# %% ../../nbs/13b_mock.sky.ipynb #2351558c
+# %% ../../nbs/13b_mock.sky.ipynb #8a4a4569
 def _pulsators(s, gen):
     "Which stars are δ Scuti and γ Doradus variables"
     strip = (s.logg > 3.5) & s.teff.between(6300, 9200)
@@ -207,7 +222,7 @@ def _pulsators(s, gen):
     u,v = _rand(gen, 2, len(s))
     return dict(dS=strip & (u < .7*np.exp(-.5*((t-7700)/600)**2)), gD=strip & (v < .36*np.exp(-.5*((t-7050)/250)**2)))
 
-# %% ../../nbs/13b_mock.sky.ipynb #6a5d042a
+# %% ../../nbs/13b_mock.sky.ipynb #72fe63e1
 def eclipse_depth(s:pd.DataFrame, # columns teff, radius, loglum and the same with 2, a (R☉), cos_i
                  ) -> np.ndarray: # (star,) share of the light, 0 where nothing is eclipsed
     "Depth of the deeper eclipse of a circular orbit, bolometric, as if all of the overlap were total"
@@ -215,7 +230,7 @@ def eclipse_depth(s:pd.DataFrame, # columns teff, radius, loglum and the same wi
     depth = np.maximum(np.minimum(k, 1)*l1, np.minimum(1/k, 1)*l2)/(l1+l2)
     return np.where(s.cos_i < (s.radius+s.radius2)/s.a, depth, 0)
 
-# %% ../../nbs/13b_mock.sky.ipynb #30378519
+# %% ../../nbs/13b_mock.sky.ipynb #630bde49
 def _pair_types(s):
     "Types of binaries; comparisons with NaN are False"
     eb = eclipse_depth(s) > .01
@@ -223,7 +238,7 @@ def _pair_types(s):
     active = s.period.between(.3, 14) & s.teff.between(3700, 6300) & (s.log_rhk > -4.5)
     return {'**': s.a.notna(), 'SB*': s.k1 > 10, 'EB*': eb, 'El*': (bulge > .005) & ~eb, 'RS*': active & (s.logg < 4.1), 'BY*': active & (s.logg >= 4.1) & (s.teff < 5600)}
 
-# %% ../../nbs/13b_mock.sky.ipynb #8662a0b9
+# %% ../../nbs/13b_mock.sky.ipynb #d349dc96
 def _own_types(s):
     "Types of the star itself"
     evolved = (s.logg < 3.5) | (s.logg < 4.1) & (s.teff < 5700)
@@ -232,13 +247,13 @@ def _own_types(s):
     return {'MS*': ~evolved, 'Ev*': evolved, 'RG*': (s.logg < 3.5) & (s.teff < 5600), 'LM*': (s.mass < .6) & ~evolved, 'Ma*': s.mass > 8, 'Pe*': s.feh < -2,
             'PM*': np.hypot(s.pmra_true, s.pmdec_true) > 150, 'HV*': vlsr > 210, 'Ro*': spots, 'Em*': s.ew_ha-s.ew_ha_phot > .75}
 
-# %% ../../nbs/13b_mock.sky.ipynb #d460bc18
+# %% ../../nbs/13b_mock.sky.ipynb #5b09e132
 _CHI = np.array([6.6453e-5, 6.0334e-5, 5.2658e-5, 4.4872e-5, 3.5926e-5, 2.4768e-5, 1.7365e-5, 1.2057e-5]) # M0 … M7, 1/Å
 _LINES = torch.tensor([3934.78, 3969.59, 6564.61], dtype=torch.float64) # Ca II K and H, Hα, vacuum Å
 _SIGMA_SB = 5.670374e-5 # erg/s/cm²/K⁴
 def _bolometric(teff): return _SIGMA_SB*teff**4
 
-# %% ../../nbs/13b_mock.sky.ipynb #4f62c53b
+# %% ../../nbs/13b_mock.sky.ipynb #0cfbf265
 @lru_cache
 def _halpha_grid():
     "Photospheric equivalent width (Å) and continuum over bolometric flux (1/Å) of Hα, for dwarfs by temperature"
@@ -248,6 +263,7 @@ def _halpha_grid():
     ew = ((1-lamost()(labels)[:, near])*LAMOST_WAVE[near].diff().mean()).sum(1)
     return t.numpy(), ew.numpy(), (10**lamost().continuum(labels)[:, near].mean(1)/_bolometric(t)).numpy()
 
+# %% ../../nbs/13b_mock.sky.ipynb #1e43b9e7
 def _halpha(s):
     "Equivalent widths (Å) of the emission and of the photospheric line"
     t,ew,cont = _halpha_grid()
@@ -255,7 +271,7 @@ def _halpha(s):
     chi = np.where(m, _CHI[s.subclass.where(m, 'M0').str[1].astype(int)], np.interp(s.teff, t, cont))
     return dict(ew_ha=10**s.log_ha/chi, ew_ha_phot=np.where(m, 0, np.interp(s.teff, t, ew)))
 
-# %% ../../nbs/13b_mock.sky.ipynb #9a9999d1
+# %% ../../nbs/13b_mock.sky.ipynb #d804b04a
 def _systems(n, gen, mix):
     "All stars with their companions, before rotation"
     kind = np.array(list(mix))[torch.multinomial(torch.tensor(list(mix.values()), dtype=torch.float64), n, True, generator=gen).numpy()]
@@ -267,10 +283,11 @@ def _systems(n, gen, mix):
     s = pd.concat([o.astype({'population': object}) for o in (s[~pair], p, *rest) if len(o)], ignore_index=True).reindex(columns=list(_COLUMNS))
     return s.iloc[torch.randperm(n, generator=gen).numpy()].reset_index(drop=True)
 
+# %% ../../nbs/13b_mock.sky.ipynb #e4dc1419
 _COLUMNS = ('kind', 'subclass', 'teff', 'logg', 'feh', 'alpha', 'mass', 'radius', 'loglum', 'age', 'age_poor', 'distance', 'av', 'prot', 'sph', 'template', 'population', 'abs_g', 'bp_rp',
-            'teff2', 'logg2', 'mass2', 'radius2', 'loglum2', 'seen2', 'period', 'cos_i', 'a', 'k1', 'k2', 'dv1', 'dv2', 'light2')
+            'teff2', 'logg2', 'mass2', 'radius2', 'loglum2', 'seen2', 'template2', 'period', 'cos_i', 'a', 'k1', 'k2', 'dv1', 'dv2', 'light2')
 
-# %% ../../nbs/13b_mock.sky.ipynb #7107e0ad
+# %% ../../nbs/13b_mock.sky.ipynb #1ba4e70b
 def _observed(s, gen):
     "With the row of Gaia, the velocities of the stars and the S/N of the spectrum"
     s['ruwe'] = _ruwe(s, gen)
@@ -279,7 +296,7 @@ def _observed(s, gen):
     snr = (60*10**(-.25*(s.g_true-14))*np.exp(.2*_randn(gen, len(s)))).clip(5, 150)
     return s.assign(snr=snr, rv1=s.rv+s.dv1.fillna(0), rv2=s.rv+s.dv2.fillna(0))
 
-# %% ../../nbs/13b_mock.sky.ipynb #a4011e51
+# %% ../../nbs/13b_mock.sky.ipynb #0199635e
 SKY = Vocabulary.simbad()
 
 def _types(s, gen):
@@ -289,6 +306,7 @@ def _types(s, gen):
     hit = np.stack([np.asarray(v, bool) for v in all_.values()], 1)
     return ['|'.join(k for k,o in zip(all_, row) if o) for row in hit]
 
+# %% ../../nbs/13b_mock.sky.ipynb #a3a655a4
 def draw_sky(n:int, # stars
              generator:torch.Generator, # source of randomness, on the CPU
              mix:dict[str,float]=SKY_MIX, # shares of the kinds of systems
@@ -301,7 +319,7 @@ def draw_sky(n:int, # stars
     s = _observed(s.assign(**_halpha(s)), generator)
     return s.assign(types=_types(s, generator))
 
-# %% ../../nbs/13b_mock.sky.ipynb #b7791361
+# %% ../../nbs/13b_mock.sky.ipynb #04deeb2a
 @lru_cache
 def _template_grid():
     "Templates on LAMOST's pixels, 1 beside Hα, without H, K and Hα where they are M dwarfs"
@@ -315,19 +333,20 @@ def _template_grid():
         f[m] = np.stack([np.interp(w, w[~at], o[~at]) for o in f[m]])
     return torch.tensor(f, dtype=torch.float32)
 
-# %% ../../nbs/13b_mock.sky.ipynb #127954b6
+# %% ../../nbs/13b_mock.sky.ipynb #3ca150d5
 @lru_cache
 def _line_profiles():
     "(3, pixel) lines of unit area at R = 1800, 1/Å"
     s = _LINES[:, None]/1800/2.3548
     return (torch.exp(-.5*((LAMOST_WAVE-_LINES[:, None])/s)**2)/s/(2*np.pi)**.5).float()
 
+# %% ../../nbs/13b_mock.sky.ipynb #9d9968cb
 def _emission(bolometric, rhk, log_ha):
     "Chromospheric lines, H and K alike, erg/s/cm²/Å"
     t = torch.tensor(np.stack([10**rhk/2, 10**rhk/2, 10**log_ha], 1)*bolometric[:, None], dtype=torch.float32)
     return t@_line_profiles()
 
-# %% ../../nbs/13b_mock.sky.ipynb #ae96975d
+# %% ../../nbs/13b_mock.sky.ipynb #ce090f80
 def _surface(s):
     "(star, 3909) surface flux in the rest frame, erg/s/cm²/Å"
     bol,warm = _bolometric(s.teff.to_numpy('f8')), torch.tensor((s.template < 0).tolist())
@@ -339,21 +358,23 @@ def _surface(s):
     lit = np.where(s.kind == 'hot', 0, bol)
     return out + _emission(lit, s.log_rhk.to_numpy('f8'), s.log_ha.to_numpy('f8'))
 
-# %% ../../nbs/13b_mock.sky.ipynb #c9399806
+# %% ../../nbs/13b_mock.sky.ipynb #1ed9c25b
 def _second(s):
     "Companions that shine, as stars of their own"
-    two = s.assign(**{k: s[k+'2'] for k in ('teff', 'logg', 'mass', 'radius', 'vsini')}, rv1=s.rv2)
+    two = s.assign(**{k: s[k+'2'] for k in ('teff', 'logg', 'mass', 'radius', 'vsini', 'template')}, rv1=s.rv2)
+    two = two.assign(kind=np.where(two.template < 0, 'single', 'cool'), subclass=templates()[2].subclass.reindex(two.template).to_numpy())
     prot = s.period.where(s.period < 10).to_numpy('f8')
     ha = halpha_share(prot, two.mass.to_numpy('f8'), two.teff.to_numpy('f8'))
     return two.assign(log_rhk=log_rhk(prot, two.teff.to_numpy('f8')), log_ha=np.log10(np.maximum(ha, 1e-9)))
 
+# %% ../../nbs/13b_mock.sky.ipynb #1d01b65e
 def _light(s, shift, smooth):
     "(star, 3909) light of stars with their velocities, in units of surface flux times R☉²"
     t = lambda k: torch.tensor(s[k].to_numpy('f4'))
     flux = convolve_shift(_surface(s), t('rv1')+shift, t('vsini'), smooth, int(torch.searchsorted(LAMOST_WAVE, 5800.)))
     return flux*t('radius')[:, None]**2
 
-# %% ../../nbs/13b_mock.sky.ipynb #cdec5c02
+# %% ../../nbs/13b_mock.sky.ipynb #a4384f08
 @torch.no_grad()
 def sky_spectra(stars:pd.DataFrame, # rows of `draw_sky`
                 generator:torch.Generator, # source of randomness
@@ -365,13 +386,13 @@ def sky_spectra(stars:pd.DataFrame, # rows of `draw_sky`
     shift = sys.velocity*torch.randn(n, generator=generator) if sys else torch.zeros(n)
     smooth = smoothing(1800*(1-sys.resolution*torch.rand(n, 2, generator=generator))) if sys else None
     flux = _light(stars, shift, smooth)
-    two = torch.tensor(stars.seen2.eq(True).tolist())
+    two = torch.tensor((stars.seen2.eq(True) & (stars.light2 > .001)).tolist())
     if two.any(): flux[two] += _light(_second(stars[two.numpy()]), shift[two], None if smooth is None else smooth[two])
     ebv = torch.tensor(stars.av.to_numpy('f4')/3.1)
     flux = flux*10**(-.4*ebv[:, None]*extinction(LAMOST_WAVE).float())
     return expose(flux/flux.median(1, keepdim=True).values, torch.tensor(stars.snr.to_numpy('f4')), generator, sys, noise)
 
-# %% ../../nbs/13b_mock.sky.ipynb #492f8b9a
+# %% ../../nbs/13b_mock.sky.ipynb #43c455c9
 class SkyBatch(NamedTuple):
     "What a classifier is given, and what it should say"
     flux:Tensor # (star, 3909) without photon noise, about 1
@@ -381,6 +402,7 @@ class SkyBatch(NamedTuple):
     y:Tensor # (star, 55) types, parents included
     stars:pd.DataFrame # the truth
 
+# %% ../../nbs/13b_mock.sky.ipynb #390a9f6d
 def sky_batch(n:int, # stars
               generator:torch.Generator, # source of randomness, on the CPU
               systematics:Systematics|None=Systematics(), # imperfections of the instrument
