@@ -96,9 +96,9 @@ def paper(cls:StarClassifierConfig,
 @patch(cls_method=True)
 def laptop(cls:StarClassifierConfig,
            **changes, # fields that differ
-          ) -> StarClassifierConfig: # 86 and 18 tokens, 64 wide, 2 layers a branch
+          ) -> StarClassifierConfig: # 43 and 18 tokens, 64 wide, 2 layers a branch
     "LAMOST spectra and Gaia on a CPU core, tokenised"
-    return cls(**{**dict(pixels=3440, patch=40, positions='learned', each=True, width=64, depth=2, prenorm='rms', alternate=True, d_state=32, headdim=32,
+    return cls(**{**dict(pixels=3440, patch=80, positions='learned', each=True, width=64, depth=2, prenorm='rms', alternate=True, d_state=32, headdim=32,
                          heads=4, hide=.2), **changes})
 
 # %% ../../nbs/60_models.mamba_fusion.ipynb #676d2c3c
