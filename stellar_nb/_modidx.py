@@ -725,6 +725,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'stellar_nb.mock.sky._field': ('mock.sky.html#_field', 'stellar_nb/mock/sky.py'),
                                      'stellar_nb.mock.sky._halpha': ('mock.sky.html#_halpha', 'stellar_nb/mock/sky.py'),
                                      'stellar_nb.mock.sky._halpha_grid': ('mock.sky.html#_halpha_grid', 'stellar_nb/mock/sky.py'),
+                                     'stellar_nb.mock.sky._halpha_of_all': ('mock.sky.html#_halpha_of_all', 'stellar_nb/mock/sky.py'),
                                      'stellar_nb.mock.sky._light': ('mock.sky.html#_light', 'stellar_nb/mock/sky.py'),
                                      'stellar_nb.mock.sky._line_profiles': ('mock.sky.html#_line_profiles', 'stellar_nb/mock/sky.py'),
                                      'stellar_nb.mock.sky._logg': ('mock.sky.html#_logg', 'stellar_nb/mock/sky.py'),

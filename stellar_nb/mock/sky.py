@@ -253,15 +253,17 @@ _LINES = torch.tensor([3934.78, 3969.59, 6564.61], dtype=torch.float64) # Ca II 
 _SIGMA_SB = 5.670374e-5 # erg/s/cm²/K⁴
 def _bolometric(teff): return _SIGMA_SB*teff**4
 
-# %% ../../nbs/13b_mock.sky.ipynb #0cfbf265
+# %% ../../nbs/13b_mock.sky.ipynb #3c394bb1
 @lru_cache
 def _halpha_grid():
-    "Photospheric equivalent width (Å) and continuum over bolometric flux (1/Å) of Hα, for dwarfs by temperature"
+    "Photospheric equivalent width (Å) of Hα and the flux beside it over the bolometric one (1/Å), for dwarfs by temperature"
     t = torch.arange(3900., 7000., 100.)
     labels = torch.stack([t, torch.full_like(t, 4.5), 0*t, 0*t], 1)
-    near = (LAMOST_WAVE-_LINES[2]).abs() < 12
-    ew = ((1-lamost()(labels)[:, near])*LAMOST_WAVE[near].diff().mean()).sum(1)
-    return t.numpy(), ew.numpy(), (10**lamost().continuum(labels)[:, near].mean(1)/_bolometric(t)).numpy()
+    off,flux = (LAMOST_WAVE-_LINES[2]).abs(), lamost()(labels)
+    near,beside = off < 6, (off > 10) & (off < 35)
+    ew = ((1-flux[:, near]/flux[:, beside].median(1, keepdim=True).values)*LAMOST_WAVE[near].diff().mean()).sum(1)
+    cont = 10**lamost().continuum(labels)[:, near].mean(1)*flux[:, beside].median(1).values
+    return t.numpy(), ew.numpy(), (cont/_bolometric(t)).numpy()
 
 # %% ../../nbs/13b_mock.sky.ipynb #1e43b9e7
 def _halpha(s):
@@ -271,7 +273,24 @@ def _halpha(s):
     chi = np.where(m, _CHI[s.subclass.where(m, 'M0').str[1].astype(int)], np.interp(s.teff, t, cont))
     return dict(ew_ha=10**s.log_ha/chi, ew_ha_phot=np.where(m, 0, np.interp(s.teff, t, ew)))
 
-# %% ../../nbs/13b_mock.sky.ipynb #d804b04a
+# %% ../../nbs/13b_mock.sky.ipynb #06b26335
+def _second(s):
+    "Companions that shine, as stars of their own"
+    two = s.assign(**{k: s[k+'2'] for k in ('teff', 'logg', 'mass', 'radius', 'vsini', 'template')}, rv1=s.rv2)
+    two = two.assign(kind=np.where(two.template < 0, 'single', 'cool'), subclass=templates()[2].subclass.reindex(two.template).to_numpy())
+    prot = s.period.where(s.period < 10).to_numpy('f8')
+    ha = halpha_share(prot, two.mass.to_numpy('f8'), two.teff.to_numpy('f8'))
+    return two.assign(log_rhk=log_rhk(prot, two.teff.to_numpy('f8')), log_ha=np.log10(np.maximum(ha, 1e-9)))
+
+# %% ../../nbs/13b_mock.sky.ipynb #b4f45220
+def _halpha_of_all(s):
+    "`ew_ha` and `ew_ha_phot` of the light of both stars"
+    own,p = pd.DataFrame(_halpha(s), index=s.index), s[s.light2.notna()]
+    two = pd.DataFrame(_halpha(_second(p)), index=p.index)
+    own.loc[p.index] = own.loc[p.index].mul(1-p.light2, axis=0) + two.mul(p.light2, axis=0)
+    return own
+
+# %% ../../nbs/13b_mock.sky.ipynb #a0792011
 def _systems(n, gen, mix):
     "All stars with their companions, before rotation"
     kind = np.array(list(mix))[torch.multinomial(torch.tensor(list(mix.values()), dtype=torch.float64), n, True, generator=gen).numpy()]
@@ -283,11 +302,11 @@ def _systems(n, gen, mix):
     s = pd.concat([o.astype({'population': object}) for o in (s[~pair], p, *rest) if len(o)], ignore_index=True).reindex(columns=list(_COLUMNS))
     return s.iloc[torch.randperm(n, generator=gen).numpy()].reset_index(drop=True)
 
-# %% ../../nbs/13b_mock.sky.ipynb #e4dc1419
+# %% ../../nbs/13b_mock.sky.ipynb #1d7a2cba
 _COLUMNS = ('kind', 'subclass', 'teff', 'logg', 'feh', 'alpha', 'mass', 'radius', 'loglum', 'age', 'age_poor', 'distance', 'av', 'prot', 'sph', 'template', 'population', 'abs_g', 'bp_rp',
             'teff2', 'logg2', 'mass2', 'radius2', 'loglum2', 'seen2', 'template2', 'period', 'cos_i', 'a', 'k1', 'k2', 'dv1', 'dv2', 'light2')
 
-# %% ../../nbs/13b_mock.sky.ipynb #1ba4e70b
+# %% ../../nbs/13b_mock.sky.ipynb #38210127
 def _observed(s, gen):
     "With the row of Gaia, the velocities of the stars and the S/N of the spectrum"
     s['ruwe'] = _ruwe(s, gen)
@@ -296,7 +315,7 @@ def _observed(s, gen):
     snr = (60*10**(-.25*(s.g_true-14))*np.exp(.2*_randn(gen, len(s)))).clip(5, 150)
     return s.assign(snr=snr, rv1=s.rv+s.dv1.fillna(0), rv2=s.rv+s.dv2.fillna(0))
 
-# %% ../../nbs/13b_mock.sky.ipynb #0199635e
+# %% ../../nbs/13b_mock.sky.ipynb #e5474a6f
 SKY = Vocabulary.simbad()
 
 def _types(s, gen):
@@ -306,7 +325,7 @@ def _types(s, gen):
     hit = np.stack([np.asarray(v, bool) for v in all_.values()], 1)
     return ['|'.join(k for k,o in zip(all_, row) if o) for row in hit]
 
-# %% ../../nbs/13b_mock.sky.ipynb #a3a655a4
+# %% ../../nbs/13b_mock.sky.ipynb #e3c383dd
 def draw_sky(n:int, # stars
              generator:torch.Generator, # source of randomness, on the CPU
              mix:dict[str,float]=SKY_MIX, # shares of the kinds of systems
@@ -316,10 +335,11 @@ def draw_sky(n:int, # stars
     s = _rotation(_systems(n, generator, mix), generator)
     rhk,ha = log_rhk(s.prot.to_numpy('f8'), s.teff.to_numpy('f8')), halpha_share(s.prot.to_numpy('f8'), s.mass.to_numpy('f8'), s.teff.to_numpy('f8'))
     s = s.assign(log_rhk=rhk, log_ha=np.log10(np.maximum(ha, 1e-9)))
-    s = _observed(s.assign(**_halpha(s)), generator)
+    s = _observed(s, generator)
+    s = s.join(_halpha_of_all(s))
     return s.assign(types=_types(s, generator))
 
-# %% ../../nbs/13b_mock.sky.ipynb #04deeb2a
+# %% ../../nbs/13b_mock.sky.ipynb #7684b096
 @lru_cache
 def _template_grid():
     "Templates on LAMOST's pixels, 1 beside Hα, without H, K and Hα where they are M dwarfs"
@@ -333,20 +353,20 @@ def _template_grid():
         f[m] = np.stack([np.interp(w, w[~at], o[~at]) for o in f[m]])
     return torch.tensor(f, dtype=torch.float32)
 
-# %% ../../nbs/13b_mock.sky.ipynb #3ca150d5
+# %% ../../nbs/13b_mock.sky.ipynb #1b9dcc33
 @lru_cache
 def _line_profiles():
     "(3, pixel) lines of unit area at R = 1800, 1/Å"
     s = _LINES[:, None]/1800/2.3548
     return (torch.exp(-.5*((LAMOST_WAVE-_LINES[:, None])/s)**2)/s/(2*np.pi)**.5).float()
 
-# %% ../../nbs/13b_mock.sky.ipynb #9d9968cb
+# %% ../../nbs/13b_mock.sky.ipynb #7a150aff
 def _emission(bolometric, rhk, log_ha):
     "Chromospheric lines, H and K alike, erg/s/cm²/Å"
     t = torch.tensor(np.stack([10**rhk/2, 10**rhk/2, 10**log_ha], 1)*bolometric[:, None], dtype=torch.float32)
     return t@_line_profiles()
 
-# %% ../../nbs/13b_mock.sky.ipynb #ce090f80
+# %% ../../nbs/13b_mock.sky.ipynb #092c9199
 def _surface(s):
     "(star, 3909) surface flux in the rest frame, erg/s/cm²/Å"
     bol,warm = _bolometric(s.teff.to_numpy('f8')), torch.tensor((s.template < 0).tolist())
@@ -358,23 +378,14 @@ def _surface(s):
     lit = np.where(s.kind == 'hot', 0, bol)
     return out + _emission(lit, s.log_rhk.to_numpy('f8'), s.log_ha.to_numpy('f8'))
 
-# %% ../../nbs/13b_mock.sky.ipynb #1ed9c25b
-def _second(s):
-    "Companions that shine, as stars of their own"
-    two = s.assign(**{k: s[k+'2'] for k in ('teff', 'logg', 'mass', 'radius', 'vsini', 'template')}, rv1=s.rv2)
-    two = two.assign(kind=np.where(two.template < 0, 'single', 'cool'), subclass=templates()[2].subclass.reindex(two.template).to_numpy())
-    prot = s.period.where(s.period < 10).to_numpy('f8')
-    ha = halpha_share(prot, two.mass.to_numpy('f8'), two.teff.to_numpy('f8'))
-    return two.assign(log_rhk=log_rhk(prot, two.teff.to_numpy('f8')), log_ha=np.log10(np.maximum(ha, 1e-9)))
-
-# %% ../../nbs/13b_mock.sky.ipynb #1d01b65e
+# %% ../../nbs/13b_mock.sky.ipynb #e91532bc
 def _light(s, shift, smooth):
     "(star, 3909) light of stars with their velocities, in units of surface flux times R☉²"
     t = lambda k: torch.tensor(s[k].to_numpy('f4'))
     flux = convolve_shift(_surface(s), t('rv1')+shift, t('vsini'), smooth, int(torch.searchsorted(LAMOST_WAVE, 5800.)))
     return flux*t('radius')[:, None]**2
 
-# %% ../../nbs/13b_mock.sky.ipynb #a4384f08
+# %% ../../nbs/13b_mock.sky.ipynb #913c795b
 @torch.no_grad()
 def sky_spectra(stars:pd.DataFrame, # rows of `draw_sky`
                 generator:torch.Generator, # source of randomness
@@ -392,7 +403,7 @@ def sky_spectra(stars:pd.DataFrame, # rows of `draw_sky`
     flux = flux*10**(-.4*ebv[:, None]*extinction(LAMOST_WAVE).float())
     return expose(flux/flux.median(1, keepdim=True).values, torch.tensor(stars.snr.to_numpy('f4')), generator, sys, noise)
 
-# %% ../../nbs/13b_mock.sky.ipynb #43c455c9
+# %% ../../nbs/13b_mock.sky.ipynb #78f93716
 class SkyBatch(NamedTuple):
     "What a classifier is given, and what it should say"
     flux:Tensor # (star, 3909) without photon noise, about 1
@@ -402,7 +413,7 @@ class SkyBatch(NamedTuple):
     y:Tensor # (star, 55) types, parents included
     stars:pd.DataFrame # the truth
 
-# %% ../../nbs/13b_mock.sky.ipynb #390a9f6d
+# %% ../../nbs/13b_mock.sky.ipynb #d64af955
 def sky_batch(n:int, # stars
               generator:torch.Generator, # source of randomness, on the CPU
               systematics:Systematics|None=Systematics(), # imperfections of the instrument
