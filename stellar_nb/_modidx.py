@@ -1202,6 +1202,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'stellar_nb/train/learner.py'),
                                           'stellar_nb.train.learner.Fresh.batch': ( 'train.learner.html#fresh.batch',
                                                                                     'stellar_nb/train/learner.py'),
+                                          'stellar_nb.train.learner.Fresh.parts': ( 'train.learner.html#fresh.parts',
+                                                                                    'stellar_nb/train/learner.py'),
                                           'stellar_nb.train.learner.Fresh.to': ( 'train.learner.html#fresh.to',
                                                                                  'stellar_nb/train/learner.py'),
                                           'stellar_nb.train.learner.Repeated': ( 'train.learner.html#repeated',

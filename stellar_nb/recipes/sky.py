@@ -55,7 +55,7 @@ BATCH = 64
 PRESETS = dict(smoke=dict(epochs=1, batches=3, calibrate=150), laptop=dict(epochs=6, batches=100, calibrate=3000),
                shipped=dict(epochs=12, batches=200, calibrate=6000))
 
-# %% ../../nbs/92h_recipes.sky.ipynb #246629db
+# %% ../../nbs/92h_recipes.sky.ipynb #f48a256d
 def sky_learner(net:StarClassifierFusion, # to train
                 gaia:GaiaInput, # transformation of Gaia's columns
                 keep:np.ndarray, # (55,) bool, which types are targets
@@ -66,7 +66,7 @@ def sky_learner(net:StarClassifierFusion, # to train
                ): # fastai's Learner
     "Ready to train on the mock sky"
     make = partial(sky_inputs, gaia=gaia, keep=keep)
-    return make_learner(net, Fresh(make, batches, BATCH, seed), Fresh(make, 2, 256, seed+2, fixed=True), ClassLoss(True, weight),
+    return make_learner(net, Fresh(make, batches, BATCH, seed, block=8), Fresh(make, 2, 256, seed+2, fixed=True), ClassLoss(True, weight),
                         cbs=(NoiseOnTheFly(seed), PreprocessBatch(LAMOST_WAVE, LAMOST_PREP)), desc=desc)
 
 # %% ../../nbs/92h_recipes.sky.ipynb #f7165960
