@@ -69,7 +69,7 @@ def sky_learner(net:StarClassifierFusion, # to train
     return make_learner(net, Fresh(make, batches, BATCH, seed, block=8), Fresh(make, 2, 256, seed+2, fixed=True), ClassLoss(True, weight),
                         cbs=(NoiseOnTheFly(seed), PreprocessBatch(LAMOST_WAVE, LAMOST_PREP)), desc=desc)
 
-# %% ../../nbs/92h_recipes.sky.ipynb #f7165960
+# %% ../../nbs/92h_recipes.sky.ipynb #fb5175ce
 def train_sky(preset:str='laptop', # a key of `PRESETS`
               seed:int=42, # of weights and survey
               out:str|Path='models', # holds the checkpoint, if the training was stopped
@@ -84,8 +84,8 @@ def train_sky(preset:str='laptop', # a key of `PRESETS`
     seed_everything(seed)
     net = StarClassifierFusion(StarClassifierConfig.laptop(classes=len(vocabulary), names=vocabulary.names, features=gaia.width, **changes))
     learn = sky_learner(net, gaia, keep, p['batches'], weight if weighted else None, seed, desc)
-    history = train_cosine(learn, p['epochs'], lr=2e-3, checkpoint=Path(out)/f'{desc}-{preset}.checkpoint.safetensors', facts=dict(preset=preset, seed=seed))
-    return ClassModel(net.cpu(), LAMOST_PREP, gaia, vocabulary, {}), history, dict(spectra=p['epochs']*p['batches']*BATCH, batch=BATCH, lr=2e-3, weighted=weighted, **p)
+    history = train_cosine(learn, p['epochs'], lr=3e-3, checkpoint=Path(out)/f'{desc}-{preset}.checkpoint.safetensors', facts=dict(preset=preset, seed=seed))
+    return ClassModel(net.cpu(), LAMOST_PREP, gaia, vocabulary, {}), history, dict(spectra=p['epochs']*p['batches']*BATCH, batch=BATCH, lr=3e-3, weighted=weighted, **p)
 
 # %% ../../nbs/92h_recipes.sky.ipynb #f249c41c
 @lru_cache
