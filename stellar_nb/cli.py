@@ -354,9 +354,11 @@ def _as_table(rows, meta, columns):
 
 # %% ../nbs/91_cli.ipynb #34ed9a25
 def _fits_names(names):
-    out = []
-    for o in (re.sub(r'[^A-Za-z0-9_]', '_', o) for o in names): out.append(o + '_'*(o.lower() in map(str.lower, out))) # FITS does not tell upper from lower case
-    return out
+    out = {} # FITS does not tell upper from lower case
+    for o in (re.sub(r'[^A-Za-z0-9_]', '_', o) for o in names):
+        while o.lower() in out: o += '_'
+        out[o.lower()] = o
+    return list(out.values())
 
 # %% ../nbs/91_cli.ipynb #5bc058c7
 def _write_fits(table, path, columns):

@@ -74,13 +74,14 @@ class GaiaTable:
         self.look = self.by_position if by == 'position' else self.by_id
         self._check()
 
-# %% ../nbs/91b_cli_classify.ipynb #13ee7879
+# %% ../nbs/91b_cli_classify.ipynb #e9dd11df
 def _check(self):
     import numpy as np, pandas as pd
     from stellar_nb.core import BadInput
     from stellar_nb.data.gaia import fill_missing
     fill_missing(self.table[:1])
     self.placed = np.flatnonzero(np.isfinite(self.table.ra) & np.isfinite(self.table.dec))
+    self.sky = self.table.loc[self.placed, ['ra', 'dec', 'pmra', 'pmdec']]
     if self.by == 'position': return
     if self.by not in self.table: raise BadInput(self.name, f'no column {shown(self.by)} to join by')
     ids = self.table[self.by]
@@ -90,7 +91,7 @@ def _check(self):
 
 GaiaTable._check = _check
 
-# %% ../nbs/91b_cli_classify.ipynb #aeffce10
+# %% ../nbs/91b_cli_classify.ipynb #bee7c765
 def by_position(self:GaiaTable,
                 items:list[Item], # spectra
                ) -> list[Match]: # one each
@@ -98,7 +99,7 @@ def by_position(self:GaiaTable,
     import numpy as np
     from stellar_nb.data.catalog import join_by_position
     ra,dec,epoch = np.array([place(o.spectrum) for o in items]).reshape(-1, 3).T
-    found = join_by_position(ra, dec, self.table.iloc[self.placed], self.radius, epoch)
+    found = join_by_position(ra, dec, self.sky, self.radius, epoch)
     lost = np.where(np.isfinite(ra) & np.isfinite(dec), 'no_gaia_match', 'no_gaia_match,no_position')
     return [Match(int(self.placed[o.row]), o.separation, 'gaia_ambiguous'*o.ambiguous) if o.row >= 0 else Match(flags=str(l)) for o,l in zip(found.itertuples(), lost)]
 
