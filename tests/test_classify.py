@@ -10,13 +10,12 @@ import stellar_nb
 from stellar_nb.classifier import ClassModel
 from stellar_nb.cli import main
 from stellar_nb.cli_classify import GaiaTable, class_columns, classify, classify_files, names_of, place
-from stellar_nb.core import BadInput, data_dir, generator, seed_everything
+from stellar_nb.core import BadInput, data_dir, seed_everything
 from stellar_nb.data.catalog import Vocabulary
 from stellar_nb.data.gaia import GAIA_COLUMNS, GaiaInput, read_gaia
 from stellar_nb.data.preprocess import PreprocessConfig
 from stellar_nb.data.spectra import example_file, read_spectra
 from stellar_nb.data.velocity import fill_rv
-from stellar_nb.mock.sky import draw_sky
 from stellar_nb.models.mamba_fusion import StarClassifierConfig, StarClassifierFusion
 from stellar_nb.pretrained import load_pretrained, save_pretrained
 
@@ -34,8 +33,8 @@ def make(modalities=('spectrum', 'gaia')):
     net = StarClassifierFusion(StarClassifierConfig.laptop(classes=len(NAMES), names=NAMES, modalities=modalities, width=16, features=18))
     return ClassModel(net, PreprocessConfig(arms=((4000., 5800.), (5800., 8798.)), length=3440), FIT, Vocabulary.of(NAMES), {'both': ((1.,)*6, (.3,)*6), 'gaia': ((.9,)*6, (-.1,)*6)})
 
-SKY = draw_sky(120, generator(3))[list(GAIA_COLUMNS)]
-FIT,SKY = GaiaInput.fit(SKY),SKY.dropna().reset_index(drop=True)
+SKY = pd.DataFrame(np.exp(np.random.default_rng(0).normal(size=(120, 18))), columns=list(GAIA_COLUMNS)).assign(flagnopllx=0., flagnoflux=0.)
+FIT = GaiaInput.fit(SKY)
 
 @pytest.fixture(autouse=True)
 def models(tmp_path_factory, monkeypatch):
