@@ -42,20 +42,20 @@ def shown(name:str|Path, # a path, perhaps with line breaks or bytes that are no
     return ''.join(c if c.isprintable() or c == '\u3000' else c.encode('unicode_escape', 'surrogatepass').decode('ascii') for c in str(name))
 
 # %% ../nbs/91_cli.ipynb #c50dfbbb
-_first = [k for k in COLUMNS if k != 'model'] # with which every table begins
+_first = [[k for k in COLUMNS if k != 'model'], 'file status reason modalities source_id separation classes'.split()] # with which the tables of `predict` and `classify` begin
 
 def is_predictions(path:str|Path, # a file
                   ) -> bool: # False also where it cannot be opened
-    "Is this a table that `predict` wrote?"
+    "Is this a table that `predict` or `classify` wrote?"
     try:
         with open(path, 'rb') as f: head = f.read(2**14)
         if head[:4] == b'PAR1':
             from pyarrow.parquet import read_schema
-            return read_schema(path).names[:len(_first)] == _first
+            return any(read_schema(path).names[:len(o)] == o for o in _first)
     except Exception: return False
-    if head[:6] == b'SIMPLE': return all(f"TTYPE{i:<3d}= '{k:8s}'".encode() in head for i,k in enumerate(_first, 1))
+    if head[:6] == b'SIMPLE': return any(all(f"TTYPE{i:<3d}= '{k:8s}'".encode() in head for i,k in enumerate(names, 1)) for names in _first)
     first = next((o for o in head.splitlines() if not o.startswith(b'#')), b'')
-    return first.replace(b' ', b',').startswith(','.join(_first).encode())
+    return any(first.replace(b' ', b',').startswith(','.join(o).encode()) for o in _first)
 
 # %% ../nbs/91_cli.ipynb #e37aa637
 def _inside(p):
@@ -160,13 +160,13 @@ def why_not(spectrum:'Spectrum', # one that the model gave no labels
     return f'too few usable pixels between {lo:.0f} and {hi:.0f} Å: masked, or no light left above the sky'
 
 # %% ../nbs/91_cli.ipynb #8a39ebe4
-def _blank(items):
+def _blank(items, columns=COLUMNS):
     import numpy as np, pandas as pd
-    rows = pd.DataFrame({k: [''] * len(items) if c.unit is None else np.nan for k,c in COLUMNS.items()}, index=range(len(items)))
+    rows = pd.DataFrame({k: [''] * len(items) if c.unit is None else np.nan for k,c in columns.items()}, index=range(len(items)))
     return rows.assign(file=[o.name for o in items], snr=[o.spectrum.snr if o.spectrum else np.nan for o in items])
 
-def _enter(rows, out):
-    for k in out.columns.intersection(rows.columns): rows.loc[out.index, k] = out[k].fillna('') if COLUMNS[k].unit is None else out[k].astype(float)
+def _enter(rows, out, columns=COLUMNS):
+    for k in out.columns.intersection(rows.columns): rows.loc[out.index, k] = out[k].fillna('') if columns[k].unit is None else out[k].astype(float)
 
 # %% ../nbs/91_cli.ipynb #6108cbfb
 def predict_rows(model:'LabelModel', # from `load_pretrained`
@@ -312,12 +312,12 @@ def _room(names, free):
     return room
 
 # %% ../nbs/91_cli.ipynb #29d1b2fe
-def _line(cells, names, flags, width):
+def _line(cells, names, flags, width, left=(5,)):
     w = [max(map(len, o)) for o in zip(*cells)]
     free,end = width - sum(w) - 2*len(w),max(5, *map(len, flags), 5)
     below = free - end - 2 < min(24, max(map(_columns, names)))
     name = _room(['file', *names], free - (not below)*(end + 2))
-    pad = lambda k,c: c if len(c) > w[k] else c.ljust(w[k]) if k == 5 else c.rjust(w[k])
+    pad = lambda k,c: c if len(c) > w[k] else c.ljust(w[k]) if k in left else c.rjust(w[k])
     fill = lambda f: f + ' '*(name - _columns(f))
     def line(f, o, end=''):
         text = '  '.join([fill(_cut(f, name, True)), *(pad(k, c) for k,c in enumerate(o))])
@@ -325,44 +325,58 @@ def _line(cells, names, flags, width):
     return line
 
 # %% ../nbs/91_cli.ipynb #e761fb6b
+def _layout(rows, head, cells, width, left=(5,)):
+    records,(folder,names) = rows.to_dict('records'),short_names(rows.file)
+    line = _line([head] + cells, names, rows['flags'], width, left)
+    out = [f'folder: {folder}']*bool(folder) + line('file', head, 'flags')
+    for f,r,o in zip(names, records, cells): out += line(f, o, r['flags']) if r['status'] == 'ok' else [_cut(line(f, [f"failed: {r['reason']}"])[0], width)]
+    return '\n'.join(o.rstrip() for o in out)
+
+# %% ../nbs/91_cli.ipynb #cbf6cf55
 def terminal_table(rows:'DataFrame', # with the columns of `COLUMNS`
                    width:int=120, # characters in a line, at least 80
                   ) -> str: # lines, the header first
     "A table to read on the screen"
     width,source = max(width, 80),width >= 100
     head = [f'{k} ({_labels[k][0]})' for k in _digits] + ['snr', 'rv (km/s)'] + ['rv from']*source
-    records = rows.to_dict('records')
-    cells,(folder,names) = [head] + [_cells(r, source) for r in records],short_names(rows.file)
-    line = _line(cells, names, rows['flags'], width)
-    out = [f'folder: {folder}']*bool(folder) + line('file', head, 'flags')
-    for f,r,o in zip(names, records, cells[1:]): out += line(f, o, r['flags']) if r['status'] == 'ok' else [_cut(line(f, [f"failed: {r['reason']}"])[0], width)]
-    return '\n'.join(o.rstrip() for o in out)
+    return _layout(rows, head, [_cells(r, source) for r in rows.to_dict('records')], width)
 
 # %% ../nbs/91_cli.ipynb #39fe8f8f
 FORMATS = ('.csv', '.ecsv', '.parquet', '.fits')
 
 # %% ../nbs/91_cli.ipynb #d93e0d14
-def _as_table(rows, meta):
+def _as_table(rows, meta, columns):
     from astropy.table import Table
-    table = Table({k: rows[k].to_numpy(str if c.unit is None else float) for k,c in COLUMNS.items()}, meta=meta)
-    for k,c in COLUMNS.items(): table[k].info.unit,table[k].info.description = c.unit or None,c.text
+    kind = lambda k: str if columns[k].unit is None else int if rows[k].dtype.kind == 'i' else float
+    table = Table({k: rows[k].to_numpy(kind(k)) for k in columns}, meta=meta)
+    for k,c in columns.items(): table[k].info.unit,table[k].info.description = c.unit or None,c.text
     return table
 
 # %% ../nbs/91_cli.ipynb #34ed9a25
-def _write_fits(table, path):
+def _fits_names(names):
+    out = {} # FITS does not tell upper from lower case
+    for o in (re.sub(r'[^A-Za-z0-9_]', '_', o) for o in names):
+        while o.lower() in out: o += '_'
+        out[o.lower()] = o
+    return list(out.values())
+
+# %% ../nbs/91_cli.ipynb #5bc058c7
+def _write_fits(table, path, columns):
     from astropy.io import fits
-    ascii = lambda o: [s.encode('ascii', 'backslashreplace') for s in o] or [b'']
-    hdu = fits.table_to_hdu(type(table)({k: ascii(o) if o.dtype.kind == 'U' else o.data for k,o in table.columns.items()}))
-    for i,(k,c) in enumerate(COLUMNS.items(), 1):
-        hdu.header.set(f'TCOMM{i}', c.text + ' (dex)'*(c.unit == 'dex'), after=f'TFORM{i}')
+    plain = lambda o: o.encode('ascii', 'backslashreplace')
+    ascii = lambda o: [plain(s) for s in o] or [b'']
+    hdu = fits.table_to_hdu(type(table)({k: ascii(o) if o.dtype.kind == 'U' else o.data for k,o in zip(_fits_names(columns), table.columns.values())}))
+    for i,c in enumerate(columns.values(), 1):
+        hdu.header.set(f'TCOMM{i}', plain(c.text).decode() + ' (dex)'*(c.unit == 'dex'), after=f'TFORM{i}')
         if c.unit not in (None, '', 'dex'): hdu.header.set(f'TUNIT{i}', c.unit.replace(' ', ''), after=f'TFORM{i}')
-    hdu.header.update({k.upper(): str(v).encode('ascii', 'backslashreplace').decode() for k,v in table.meta.items()})
+    hdu.header.update({k.upper(): plain(str(v)).decode() for k,v in table.meta.items()})
     hdu.writeto(path, overwrite=True)
 
 # %% ../nbs/91_cli.ipynb #9c8a0a76
-def write_table(rows:'DataFrame', # with the columns of `COLUMNS`
+def write_table(rows:'DataFrame', # with the columns of `columns`
                 path:str|Path, # its ending, one of `FORMATS`, chooses the format
                 meta:dict|None=None, # what else to note, short words to text: `dict(model='specvit_lamost')`
+                columns:dict[str,Column]=COLUMNS, # what to say about each
                ):
     "Write predictions, whole or not at all"
     from stellar_nb.core import atomic_path
@@ -370,9 +384,9 @@ def write_table(rows:'DataFrame', # with the columns of `COLUMNS`
     with atomic_path(path) as tmp:
         match Path(path).suffix.lower():
             case '.csv': rows.to_csv(tmp, index=False)
-            case '.ecsv': _as_table(rows, meta).write(tmp, format='ascii.ecsv', overwrite=True)
-            case '.parquet': _as_table(rows, meta).write(tmp, format='parquet', overwrite=True)
-            case '.fits': _write_fits(_as_table(rows, meta), tmp)
+            case '.ecsv': _as_table(rows, meta, columns).write(tmp, format='ascii.ecsv', overwrite=True)
+            case '.parquet': _as_table(rows, meta, columns).write(tmp, format='parquet', overwrite=True)
+            case '.fits': _write_fits(_as_table(rows, meta, columns), tmp, columns)
             case other: raise ValueError(f'unknown ending {other!r}: use one of {", ".join(FORMATS)}')
 
 # %% ../nbs/91_cli.ipynb #0d0fd542
@@ -420,10 +434,7 @@ def plot_prediction(spectrum:'Spectrum', # as the reader returned it, velocity f
     return fig
 
 # %% ../nbs/91_cli.ipynb #688ff911
-def picture_writer(folder:str|Path, # where the pictures go
-                   models:Chooser, # whose input is drawn
-                  ) -> Callable: # `after` of `predict_files`
-    "Draws one picture a star that has labels"
+def _pictures(folder, draw):
     from matplotlib import rc_context
     from stellar_nb.core import atomic_path
     from stellar_nb.plot import house_style
@@ -433,8 +444,15 @@ def picture_writer(folder:str|Path, # where the pictures go
             house_style()
             for item,row in zip(items, rows.to_dict('records')):
                 if row['status'] != 'ok': continue
-                with atomic_path(Path(folder)/picture_name(item.name, taken)) as tmp: plot_prediction(item.spectrum, row, models.of(item.spectrum)[0].prep).savefig(tmp)
+                with atomic_path(Path(folder)/picture_name(item.name, taken)) as tmp: draw(item.spectrum, row).savefig(tmp)
     return write
+
+# %% ../nbs/91_cli.ipynb #3bb132df
+def picture_writer(folder:str|Path, # where the pictures go
+                   models:Chooser, # whose input is drawn
+                  ) -> Callable: # `after` of `predict_files`
+    "Draws one picture a star that has labels"
+    return _pictures(folder, lambda s, row: plot_prediction(s, row, models.of(s)[0].prep))
 
 # %% ../nbs/91_cli.ipynb #3ac9ff36
 class Refused(Exception):
@@ -511,14 +529,21 @@ def _predict_options(p):
     add('--quiet', action='store_true', help='no progress bar and no summary; failures are still named on stderr')
 
 # %% ../nbs/91_cli.ipynb #1d6797bd
+def _add(sub, name, help, description, epilog, options, run):
+    p = sub.add_parser(name, help=help, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p.set_defaults(run=run)
+    options(p)
+
+# %% ../nbs/91_cli.ipynb #9fa219e2
 def parser() -> argparse.ArgumentParser: # of the whole command
     "The command's options"
+    from stellar_nb.cli_classify import add_classify
     top = argparse.ArgumentParser('stellar_nb', description='Deep learning for stars, on the command line.', allow_abbrev=False)
     top.add_argument('--version', action='version', version=f'stellar_nb {__version__}', help='show the version')
     sub = top.add_subparsers(dest='command', metavar='COMMAND', required=True)
-    p = sub.add_parser('predict', help='T_eff, log g and [Fe/H] from spectra', description='T_eff, log g and [Fe/H] from spectra: LAMOST and SDSS FITS files, PFS, Gaia XP, CSV tables and others.',
-                       epilog=_example, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    _predict_options(p)
+    _add(sub, 'predict', 'T_eff, log g and [Fe/H] from spectra', 'T_eff, log g and [Fe/H] from spectra: LAMOST and SDSS FITS files, PFS, Gaia XP, CSV tables and others.',
+         _example, _predict_options, lambda args: run_predict(args))
+    add_classify(sub)
     return top
 
 # %% ../nbs/91_cli.ipynb #8d28c74a
@@ -558,16 +583,16 @@ def _prepare(args):
     from stellar_nb.core import BadInput
     try: models = Chooser(args.model)
     except BadInput as e: raise Refused(f'--model {shown(e)}') from None
-    if models.one and not set(models.one.labels) & set(_labels): raise Refused(f'--model {shown(args.model)}: predicts none of {", ".join(_labels)}')
+    if models.one and not set(models.one.labels) & set(_labels): raise Refused(f'--model {shown(args.model)}: predicts none of {", ".join(_labels)}' + '; it names types of stars: stellar_nb classify'*(not models.one.labels))
     return models
 
 # %% ../nbs/91_cli.ipynb #fd407d8e
-def _finish(args, rows):
-    if args.output: write_table(rows, args.output, dict(model=shown(','.join(dict.fromkeys(o for o in rows.model if o)))))
-    elif len(rows): print(terminal_table(rows, shutil.get_terminal_size((120, 24)).columns), flush=True)
+def _finish(args, rows, columns=COLUMNS, draw=terminal_table, words=('spectra', 'with labels', 'spectrum'), more=''):
+    if args.output: write_table(rows, args.output, dict(model=shown(','.join(dict.fromkeys(o for o in rows.model if o)))), columns)
+    elif len(rows): print(draw(rows, shutil.get_terminal_size((120, 24)).columns), flush=True)
     ok,n = (rows.status == 'ok').sum(),len(rows)
-    if not ok: raise Refused('no usable spectrum')
-    if not args.quiet: _say(f'spectra: {n}, with labels: {ok}, failed: {n-ok}' + (f', written to {shown(args.output)}' if args.output else ''))
+    if not ok: raise Refused(f'no usable {words[2]}')
+    if not args.quiet: _say(f'{words[0]}: {n}, {words[1]}: {ok}, failed: {n-ok}{more}' + (f', written to {shown(args.output)}' if args.output else ''))
     return 0 if ok == n else 1
 
 # %% ../nbs/91_cli.ipynb #2de868d5
@@ -593,7 +618,7 @@ def main(argv:list[str]|None=None, # words of the command line; None = those of 
     try:
         with _heed_ctrl_c(), warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            return run_predict(args)
+            return args.run(args)
     except Refused as e: _say(f'stellar_nb {args.command}: {e}')
     except KeyboardInterrupt:
         _say(f'stellar_nb {args.command}: interrupted, no table was written')

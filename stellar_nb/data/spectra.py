@@ -341,7 +341,7 @@ def _card(header, key):
 
 # %% ../../nbs/20_data.spectra.ipynb #98c680df
 _CARDS = ('OBSID DESIG DATA_V TELESCOP MJD LMJD DATE-OBS PLANID SPID PLATEID FIBERID FIBERTYP OBJTYPE OBJNAME RA DEC CLASS SUBCLASS Z Z_ERR '
-          'HELIO HELIO_RV EXPTIME BUNIT SN_U SN_G SN_R SN_I SN_Z SNRU SNRG SNRR SNRI SNRZ').split()
+          'HELIO HELIO_RV EXPTIME BUNIT SN_U SN_G SN_R SN_I SN_Z SNRU SNRG SNRR SNRI SNRZ SOURCE_ID GAIA_ID').split()
 
 # %% ../../nbs/20_data.spectra.ipynb #b44ae618
 def _facts(header, survey, layout, air):

@@ -184,7 +184,7 @@ def _rotation(s, gen):
     bv = _bv(s.teff)
     gyro = .7725*np.maximum(bv-.4, 1e-3)**.601*(1000*s.age.clip(.1, 13))**.5189 # Barnes 2007
     p = np.where(s.prot.isna() & (s.logg > 4) & (s.teff < 6200), gyro, s.prot)
-    fast = _rand(gen, n) < .15+.075*s.subclass.str[1].fillna('0').astype(int)
+    fast = _rand(gen, n) < .15+.075*s.subclass.astype(object).str[1].fillna('0').astype(int)
     p = np.where(s.kind == 'cool', np.exp(np.where(fast, np.log(2)+.9*_randn(gen, n), np.log(80)+.4*_randn(gen, n))), p)
     p = np.where((s.period < 10) & (s.teff < 6600), s.period, p)
     u,tilt = _rand(gen, 2, n)
