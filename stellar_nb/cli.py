@@ -218,9 +218,11 @@ class Chooser:
     def __init__(self,
                  model:'str|LabelModel'='auto', # 'auto', or one for all: its name, folder or itself
                 ):
+        from stellar_nb.core import BadInput
         self.known = {}
         self.one = None if model == 'auto' else model
         if isinstance(self.one, (str, Path)): self.one = self.named(model)
+        if self.one is not None and not self.one.labels: raise BadInput(self.one.name, f'predicts none of {", ".join(_labels)}; it names types of stars: stellar_nb classify')
 
     def named(self, name:str|Path) -> 'LabelModel': # BadInput if it cannot be loaded
         "A model by its name, loaded once"
@@ -583,7 +585,7 @@ def _prepare(args):
     from stellar_nb.core import BadInput
     try: models = Chooser(args.model)
     except BadInput as e: raise Refused(f'--model {shown(e)}') from None
-    if models.one and not set(models.one.labels) & set(_labels): raise Refused(f'--model {shown(args.model)}: predicts none of {", ".join(_labels)}' + '; it names types of stars: stellar_nb classify'*(not models.one.labels))
+    if models.one and not set(models.one.labels) & set(_labels): raise Refused(f'--model {shown(args.model)}: predicts none of {", ".join(_labels)}')
     return models
 
 # %% ../nbs/91_cli.ipynb #fd407d8e

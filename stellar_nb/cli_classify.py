@@ -15,8 +15,8 @@ from typing import Callable, Iterable, Iterator, NamedTuple
 from .cli import (COLUMNS, Column, Item, Refused, _add, _blank, _draw_input, _enter, _finish, _forget_redshift, _layout, _number, _pictures, _reason, _report, _say,
                             check_folder, check_output, list_inputs, read_items, shown, why_hopeless, why_not)
 
-# %% ../nbs/91b_cli_classify.ipynb #80065b61
-_fixed = {'modalities': Column(None, 'what the types are from: spectrum, gaia or spectrum+gaia'), 'source_id': Column('', 'number of the Gaia row that was used; 0 = none'),
+# %% ../nbs/91b_cli_classify.ipynb #2aa0a62e
+_fixed = {'modalities': Column(None, 'what the types are from: spectrum, gaia or spectrum+gaia'), 'source_id': Column('', "Gaia's number of the row that was found; 0 = none"),
           'separation': Column('arcsec', 'between spectrum and Gaia row, where they were joined by position'), 'classes': Column(None, 'types of probability 0.5 or more, the most probable first, joined by |')}
 
 # %% ../nbs/91b_cli_classify.ipynb #b04e49f8

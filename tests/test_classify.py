@@ -342,6 +342,7 @@ def test_python_twin(here, run, star):
     assert classify('0.fits', 'g.csv', all_rows=True).modalities.tolist() == ['spectrum+gaia'] + ['gaia']*3
     assert classify('0.fits', model=make()).modalities.tolist() == ['spectrum']
     with pytest.raises(ValueError, match='neither spectra'): classify()
+    with pytest.raises(BadInput, match='it names types of stars'): stellar_nb.predict('0.fits', model='fusion_sky')
     with pytest.raises(BadInput, match='no classifier'): classify('0.fits', model='specvit_lamost')
     with pytest.raises(BadInput, match='no column night'): classify('0.fits', 'g.csv', by='night')
     with pytest.raises(ValueError, match='no column parallax'): classify('0.fits', pd.DataFrame(dict(ra=[1.], dec=[1.])))
