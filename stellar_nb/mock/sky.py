@@ -309,10 +309,13 @@ _COLUMNS = ('kind', 'subclass', 'teff', 'logg', 'feh', 'alpha', 'mass', 'radius'
 # %% ../../nbs/13b_mock.sky.ipynb #38210127
 def _observed(s, gen):
     "With the row of Gaia, the velocities of the stars and the S/N of the spectrum"
+    near = np.where(_rand(gen, len(s)) < .3, 10**(-1.7*_rand(gen, len(s))), 1)
+    near = np.clip(np.where(s.kind == 'hot', 100, 10)/s.distance.fillna(np.inf), near, 1).to_numpy('f8')
+    s['distance'],s['av'] = s.distance*near, s.av*near
     s['ruwe'] = _ruwe(s, gen)
-    g = mock_gaia(s, gen, g_range=(11., 17.))
+    g = mock_gaia(s, gen, g_range=(10., 17.))
     s = pd.concat([s.drop(columns=[k for k in g if k in s]), g], axis=1)
-    snr = (60*10**(-.25*(s.g_true-14))*np.exp(.2*_randn(gen, len(s)))).clip(5, 150)
+    snr = (60*10**(-.25*(s.g_true-5*np.log10(near)-14))*np.exp(.2*_randn(gen, len(s)))).clip(5, 150)
     return s.assign(snr=snr, rv1=s.rv+s.dv1.fillna(0), rv2=s.rv+s.dv2.fillna(0))
 
 # %% ../../nbs/13b_mock.sky.ipynb #e5474a6f
