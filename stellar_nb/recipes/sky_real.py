@@ -8,7 +8,7 @@ __all__ = ['LETTERS', 'LUMINOSITY', 'NETS', 'SETTINGS', 'RIVALS', 'MILES_METHODS
            'aurocs', 'mk_scores', 'middle', 'subclass_scores', 'score_draws', 'score_table', 'rival', 'fold_types',
            'cross_types', 'miles_tables', 'lamost_tables', 'main']
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #5dd67a41
+# %% ../../nbs/92i_recipes.sky_real.ipynb #94600afa
 import argparse, datetime, re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from .. import __version__
 from ..classifier import ClassModel, logits, to_probabilities
 from ..core import *
 from ..data.catalog import Vocabulary, join_by_id, parse_sptype, stratified_folds
-from ..data.gaia import GAIA_COLUMNS, GaiaInput, miles_gaia
+from ..data.gaia import GAIA_COLUMNS, GaiaInput, miles_gaia, to_mag
 from ..data.spectra import air_to_vacuum
 from ..eval.metrics import bootstrap
 from ..models.mamba_fusion import MODALITIES, StarClassifierFusion
@@ -81,7 +81,7 @@ def farther(table:pd.DataFrame, # the 18 columns
     "The same stars from farther away"
     return table.assign(**{c: table[c]/k**power for c,power in _FALL.items()})
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #38301536
+# %% ../../nbs/92i_recipes.sky_real.ipynb #010b98c0
 def miles_stars(away:float=20., # the stars are moved to so many times their distance
                ) -> TypedStars|None: # None where the folder is not at hand
     "Stars of MILES that Gaia and Hipparcos know too"
@@ -92,7 +92,7 @@ def miles_stars(away:float=20., # the stars are moved to so many times their dis
     star = g.name.str.replace(' ', '').to_numpy()
     return TypedStars(g.miles_id.to_numpy(), star, g.sptype.to_numpy(), x, good, farther(g[list(GAIA_COLUMNS)], away), *mk_targets(g.sptype.tolist()))
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #49d187f3
+# %% ../../nbs/92i_recipes.sky_real.ipynb #13303c68
 def lamost_stars() -> TypedStars|None: # None where the folder is not at hand
     "LAMOST DR10 with the subclasses of its own pipeline, one a star, hot to cool; without Gaia"
     if (s := lamost_dr10()) is None: return None
@@ -101,7 +101,7 @@ def lamost_stars() -> TypedStars|None: # None where the folder is not at hand
     nothing = pd.DataFrame(np.nan, index=range(len(kind)), columns=list(GAIA_COLUMNS))
     return TypedStars(s.id, s.star, kind, *LAMOST_PREP(s.wave, s.flux, s.ivar, s.rv), nothing, v.encode(kind), v)
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #c7b9124a
+# %% ../../nbs/92i_recipes.sky_real.ipynb #119522da
 def new_net(model:ClassModel, # trained on something else
             vocabulary:Vocabulary, # the new classes
             modalities:tuple[str,...]=MODALITIES, # what it shall read
@@ -119,7 +119,7 @@ def new_net(model:ClassModel, # trained on something else
     net.load_state_dict({k: v if k.startswith('head') else old[k] for k,v in own.items()})
     return net
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #96fc7bcc
+# %% ../../nbs/92i_recipes.sky_real.ipynb #4412b42c
 def star_inputs(stars:TypedStars, # any
                 gaia:GaiaInput, # transformation of Gaia's columns
                ) -> tuple: # x, good, gaia, gaia_good, has (row, 2), as the network takes them
@@ -128,7 +128,7 @@ def star_inputs(stars:TypedStars, # any
     measured = [not k.startswith('flag') for k in gaia.columns]
     return stars.x, stars.good, gx, gg, torch.stack([stars.good.any(1), gg[:,measured].any(1)], 1)
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #b39fdef5
+# %% ../../nbs/92i_recipes.sky_real.ipynb #2b9e794e
 def augmented(stars:TypedStars, # training stars
               gaia:GaiaInput, # transformation of Gaia's columns
               patch:int=40, # pixels a patch
@@ -140,13 +140,13 @@ def augmented(stars:TypedStars, # training stars
     seen = (torch.rand(len(stars), stars.x.shape[1]//patch) >= hide).repeat_interleave(patch, 1)
     return star_inputs(replace(stars, x=stars.x*seen, good=stars.good & seen, gaia=farther(stars.gaia, k)), gaia)
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #9816a4e5
+# %% ../../nbs/92i_recipes.sky_real.ipynb #4bab163c
 def adapt(model:ClassModel, # trained on something else
           stars:TypedStars, # the training stars and no others
           start:str='model', # 'model', or 'none' for random weights
           epochs:int=12, # passes over the stars
-          lr:float=1e-3, # highest learning rate
-          refit:bool=False, # learn the transformation of Gaia's columns from these stars
+          lr:float=3e-3, # highest learning rate
+          refit:bool=True, # learn the transformation of Gaia's columns from these stars; False = the model's
           seed:int=42, # of order, changes and new weights
           batch:int=32, # stars a batch
           **changes, # `modalities` and other options of the network
@@ -162,7 +162,7 @@ def adapt(model:ClassModel, # trained on something else
     card = f'# {model.name}, trained further\n{len(stars)} real stars, {len(y.T)} types; start from the {"model" if start == "model" else "beginning"}. Not calibrated.\n'
     return replace(model, model=net.eval().cpu(), gaia=gaia, vocabulary=stars.vocabulary, calibration={}, card=card)
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #45fd1a6f
+# %% ../../nbs/92i_recipes.sky_real.ipynb #3d674112
 def predict_types(model:ClassModel, # from `adapt`
                   stars:TypedStars, # any
                  ) -> np.ndarray: # (row, class) probabilities
@@ -170,7 +170,7 @@ def predict_types(model:ClassModel, # from `adapt`
     z = logits(model, *star_inputs(stars, model.gaia))
     return to_probabilities(model, z, torch.zeros(len(z), dtype=torch.long)).numpy()
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #13856f46
+# %% ../../nbs/92i_recipes.sky_real.ipynb #33272713
 def aurocs(p:np.ndarray, # (star, class) probabilities
            y:np.ndarray, # (star, class) 0, 1 or NaN
           ) -> np.ndarray: # (class,) NaN where a class or its opposite is missing
@@ -179,7 +179,7 @@ def aurocs(p:np.ndarray, # (star, class) probabilities
     n1,n0 = np.nansum(y, 0), np.nansum(1 - y, 0)
     with np.errstate(invalid='ignore', divide='ignore'): return (np.nansum(rank*(y == 1), 0) - n1*(n1 + 1)/2)/(n1*n0)
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #1537567e
+# %% ../../nbs/92i_recipes.sky_real.ipynb #83a4d776
 def mk_scores(p:np.ndarray, # (star, class) probabilities
               y:np.ndarray, # (star, class) 0, 1 or NaN
               names:tuple[str,...], # of the classes
@@ -189,16 +189,17 @@ def mk_scores(p:np.ndarray, # (star, class) probabilities
     tp,fp,fn = ((o).sum(0) for o in (said & (y == 1), said & (y == 0), ~said & (y == 1)))
     f1 = lambda i: 2*tp[i]/np.maximum(2*tp[i] + fp[i] + fn[i], 1)
     right = lambda i: np.mean((p[:,i].argmax(1) == y[:,i].argmax(1))[~np.isnan(y[:,i]).any(1)])
-    return dict(auroc=np.nanmean(a), auroc_letters=np.nanmean(a[is_letter]), auroc_luminosity=np.nanmean(a[~is_letter]), macro_f1=f1(tp + fn > 0).mean(),
+    out = dict(auroc=np.nanmean(a), auroc_letters=np.nanmean(a[is_letter]), auroc_luminosity=np.nanmean(a[~is_letter]), macro_f1=f1(tp + fn > 0).mean(),
                 micro_f1=2*tp.sum()/max(1, (2*tp + fp + fn).sum()), letter_right=right(is_letter), luminosity_right=right(~is_letter))
+    return {k: float(v) for k,v in out.items()}
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #8aa959b0
+# %% ../../nbs/92i_recipes.sky_real.ipynb #e2696428
 def middle(p:np.ndarray, # (star, class) probabilities of classes in order
           ) -> np.ndarray: # (star,) class number
     "The median class"
     return (p.cumsum(1) < .5*p.sum(1, keepdims=True)).sum(1)
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #8c20c83a
+# %% ../../nbs/92i_recipes.sky_real.ipynb #8114f6be
 def subclass_scores(p:np.ndarray, # (star, class) probabilities
                     y:np.ndarray, # (star, class) one 1 a row
                     names:tuple[str,...], # of the classes, in order
@@ -207,9 +208,10 @@ def subclass_scores(p:np.ndarray, # (star, class) probabilities
     t,top,off = y.argmax(1), p.argmax(1), abs(middle(p) - y.argmax(1))
     letter = np.array([k[0] for k in names])
     each = np.stack([p[:,letter == k].sum(1) for k in sorted(set(letter))], 1)
-    return dict(letter_right=np.mean(np.array(sorted(set(letter)))[each.argmax(1)] == letter[t]), exact=np.mean(top == t), within_2=np.mean(off <= 2), mae=off.mean())
+    out = dict(letter_right=np.array(sorted(set(letter)))[each.argmax(1)] == letter[t], exact=top == t, within_2=off <= 2, mae=off)
+    return {k: float(v.mean()) for k,v in out.items()}
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #2b0543b7
+# %% ../../nbs/92i_recipes.sky_real.ipynb #a9a6b586
 def score_draws(score:Callable, # takes (p, y), returns a dict of numbers
                 p:np.ndarray, # (repeat, row, class) probabilities
                 y:np.ndarray, # (row, class) truth
@@ -223,7 +225,7 @@ def score_draws(score:Callable, # takes (p, y), returns a dict of numbers
     bootstrap(mean, y, p.swapaxes(0, 1), star, n, seed)
     return pd.DataFrame(each), pd.DataFrame(out)
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #cb2483f1
+# %% ../../nbs/92i_recipes.sky_real.ipynb #dfb7dc43
 def score_table(score:Callable, # takes (p, y), returns a dict of numbers
                 said:dict[str,np.ndarray], # method → (repeat, row, class); the first is the one to compare with
                 stars:TypedStars, # all rows
@@ -240,12 +242,12 @@ def score_table(score:Callable, # takes (p, y), returns a dict of numbers
             rows.append(dict(method=k, metric=m, value=each[m].mean(), lo=lo, hi=hi, sd=each[m].std(), gain=first[0][m] - each[m].mean(), gain_lo=glo, gain_hi=ghi, repeats=len(p), stars=len(set(stars.star))))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #ac172e35
+# %% ../../nbs/92i_recipes.sky_real.ipynb #41251116
 def _features(stars, gaia, pca): # (row, feature): components, and Gaia's columns with 0 for what is missing
     x,_,gx,gg,has = star_inputs(stars, gaia)
     return np.concatenate([pca.transform(x.numpy()), torch.where(gg & has[:,1:], gx, 0.).numpy()], 1)
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #3e3aa50f
+# %% ../../nbs/92i_recipes.sky_real.ipynb #a0762557
 def rival(make:Callable, # `make()` returns a classifier of scikit-learn
           gaia:GaiaInput, # transformation of Gaia's columns
           a:TypedStars, # training stars
@@ -259,13 +261,18 @@ def rival(make:Callable, # `make()` returns a classifier of scikit-learn
     out[:,m.classes_] = m.predict_proba(fb)
     return out
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #ab7f9148
+# %% ../../nbs/92i_recipes.sky_real.ipynb #7713a614
+# method → what `adapt` is told
 NETS = {'fusion': {}, 'spectrum alone': dict(modalities=('spectrum',)), 'Gaia alone': dict(modalities=('gaia',)),
         'fusion without cross-attention': dict(cross=False), 'fusion from random weights': dict(start='none')}
-SETTINGS = dict(miles=dict(epochs=12, lr=1e-3), lamost=dict(epochs=8, lr=1e-3))
+
+# %% ../../nbs/92i_recipes.sky_real.ipynb #ebdb9002
+SETTINGS = dict(miles=dict(epochs=12), lamost=dict(epochs=8, refit=False))
+
+# %% ../../nbs/92i_recipes.sky_real.ipynb #31e079c2
 RIVALS = {'logistic regression': lambda: LogisticRegression(C=.1, max_iter=1000), 'gradient boosting': lambda: HistGradientBoostingClassifier(max_iter=100, learning_rate=.1, max_leaf_nodes=8, random_state=0)}
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #b1f6645a
+# %% ../../nbs/92i_recipes.sky_real.ipynb #65a0232c
 def fold_types(method:str, # a key of `NETS` or `RIVALS`, or 'shares of the classes'
                model:ClassModel, # trained on the mock sky
                a:TypedStars, # training stars
@@ -274,13 +281,12 @@ def fold_types(method:str, # a key of `NETS` or `RIVALS`, or 'shares of the clas
                **changes, # for `adapt`
               ) -> np.ndarray: # (test row, class) probabilities
     "Train on some stars, predict others; ValueError for an unknown method"
-    if NETS.get(method, {}).get('start'): changes['epochs'] = 2*changes.get('epochs', 12)
     if method in NETS: return predict_types(adapt(model, a, seed=seed, **changes, **NETS[method]), b)
     if method in RIVALS: return rival(RIVALS[method], model.gaia, a, b)
     if method != 'shares of the classes': raise ValueError(f'{method!r} is none of {", ".join((*NETS, *RIVALS, "shares of the classes"))}')
     return np.tile(np.nanmean(a.y.numpy(), 0), (len(b), 1))
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #375aa65a
+# %% ../../nbs/92i_recipes.sky_real.ipynb #eb834573
 def cross_types(stars:TypedStars, # all
                 model:ClassModel, # trained on the mock sky
                 methods:dict[str,int], # method → how many repeats
@@ -297,11 +303,13 @@ def cross_types(stars:TypedStars, # all
                 report(f'repeat {r} fold {f} {m}')
     return out
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #d580602d
+# %% ../../nbs/92i_recipes.sky_real.ipynb #108abc09
 MILES_METHODS = {'fusion': 2, 'spectrum alone': 2, 'Gaia alone': 2, 'fusion without cross-attention': 1, 'fusion from random weights': 1, 'logistic regression': 2, 'gradient boosting': 2, 'shares of the classes': 2}
+
+# %% ../../nbs/92i_recipes.sky_real.ipynb #3e597cee
 LAMOST_METHODS = {'fusion': 1, 'spectrum alone': 1, 'logistic regression': 1, 'shares of the classes': 1}
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #8c8dda96
+# %% ../../nbs/92i_recipes.sky_real.ipynb #ae448a8b
 def miles_tables(model:ClassModel, # trained on the mock sky
                  stars:TypedStars, # from `miles_stars`
                  methods:dict[str,int]=MILES_METHODS, # method → repeats
@@ -309,10 +317,10 @@ def miles_tables(model:ClassModel, # trained on the mock sky
     "Numbers by method, and probabilities of each star"
     said,names = cross_types(stars, model, methods, **SETTINGS['miles']),stars.vocabulary.names
     said['spectrum and Gaia alone, averaged'] = (said['spectrum alone'] + said['Gaia alone'])/2
-    each = [pd.DataFrame(p.round(4), columns=names).assign(id=stars.id, repeat=r) for r,p in enumerate(said['fusion'])]
+    each = [pd.DataFrame(p.round(4), columns=names).assign(id=stars.id, type=stars.type, repeat=r) for r,p in enumerate(said['fusion'])]
     return dict(miles_classes=score_table(lambda p, y: mk_scores(p, y, names), said, stars), miles_probabilities=pd.concat(each))
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #f73fc925
+# %% ../../nbs/92i_recipes.sky_real.ipynb #9d586add
 def lamost_tables(model:ClassModel, # trained on the mock sky
                   stars:TypedStars, # from `lamost_stars`
                   methods:dict[str,int]=LAMOST_METHODS, # method → repeats
@@ -323,22 +331,24 @@ def lamost_tables(model:ClassModel, # trained on the mock sky
     each = pd.DataFrame(dict(id=stars.id, type=stars.type, top=names[p.argmax(1)], p=p.max(1).round(4), middle=names[middle(p)]))
     return dict(lamost_subclasses=score_table(lambda p, y: subclass_scores(p, y, names), said, stars), lamost_said=each)
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #4dba5ebb
+# %% ../../nbs/92i_recipes.sky_real.ipynb #38f589e4
 def main(argv:list[str]|None=None): # words of the command line; None = those of this process
     "`python -m stellar_nb.recipes.sky_real`"
     p = argparse.ArgumentParser('python -m stellar_nb.recipes.sky_real', description='Classify real stars of MILES and LAMOST; writes miles_classes.csv, miles_probabilities.csv, lamost_subclasses.csv and lamost_said.csv.', allow_abbrev=False)
     p.add_argument('--out', default='results', help='folder for the tables (default: results)')
     p.add_argument('--model', default='fusion_sky', help='the model that was trained on the mock sky: name or folder')
+    p.add_argument('--repeats', type=int, default=2, help='no more repeats than this (default: 2)')
     p.add_argument('--only', choices=('miles', 'lamost'), help='one of the two sets of stars')
     o = p.parse_args(argv)
-    for key,read,tables in (('miles', miles_stars, miles_tables), ('lamost', lamost_stars, lamost_tables)):
-        if o.only in (key, None): _write(p, o, key, read, tables)
+    for key,*how in (('miles', miles_stars, miles_tables, MILES_METHODS), ('lamost', lamost_stars, lamost_tables, LAMOST_METHODS)):
+        if o.only in (key, None): _write(p, o, key, *how)
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #571e7c81
-def _write(parser, o, key, read, tables):
+# %% ../../nbs/92i_recipes.sky_real.ipynb #7614c488
+def _write(parser, o, key, read, tables, methods):
     if (stars := read()) is None: parser.error(f'the folder of real data for {key} is not at hand')
-    for name,t in tables(load_pretrained(o.model), stars).items():
+    methods = {k: min(n, o.repeats) for k,n in methods.items()}
+    for name,t in tables(load_pretrained(o.model), stars, methods).items():
         with atomic_path(Path(o.out)/f'{name}.csv') as path: t.round(5).assign(date=datetime.date.today().isoformat(), version=__version__).to_csv(path, index=False)
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #12852a73
+# %% ../../nbs/92i_recipes.sky_real.ipynb #198ee51c
 if __name__ == '__main__': main()
