@@ -140,7 +140,7 @@ def augmented(stars:TypedStars, # training stars
     seen = (torch.rand(len(stars), stars.x.shape[1]//patch) >= hide).repeat_interleave(patch, 1)
     return star_inputs(replace(stars, x=stars.x*seen, good=stars.good & seen, gaia=farther(stars.gaia, k)), gaia)
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #4bab163c
+# %% ../../nbs/92i_recipes.sky_real.ipynb #0ef2b871
 def adapt(model:ClassModel, # trained on something else
           stars:TypedStars, # the training stars and no others
           start:str='model', # 'model', or 'none' for random weights
@@ -159,7 +159,7 @@ def adapt(model:ClassModel, # trained on something else
     train = Repeated(lambda i,_: (augmented(stars[i.numpy()], gaia, patch), y[i]), len(stars), batch, seed)
     valid = Repeated(lambda i,_: (star_inputs(stars[i.numpy()], gaia), y[i]), min(len(stars), batch), batch, fixed=True)
     train_cosine(make_learner(net, train, valid, ClassLoss(not single), weight_decay=.05, desc='fine-tuning'), epochs, lr=lr, warm=.1)
-    card = f'# {model.name}, trained further\n{len(stars)} real stars, {len(y.T)} types; start from the {"model" if start == "model" else "beginning"}. Not calibrated.\n'
+    card = f'# {model.name}, trained further\n{len(stars)} real stars, {len(stars.vocabulary)} types; start from the {"model" if start == "model" else "beginning"}. Not calibrated.\n'
     return replace(model, model=net.eval().cpu(), gaia=gaia, vocabulary=stars.vocabulary, calibration={}, card=card)
 
 # %% ../../nbs/92i_recipes.sky_real.ipynb #3d674112
