@@ -1106,6 +1106,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'stellar_nb/recipes/sky_real.py'),
                                              'stellar_nb.recipes.sky_real._features': ( 'recipes.sky_real.html#_features',
                                                                                         'stellar_nb/recipes/sky_real.py'),
+                                             'stellar_nb.recipes.sky_real._one_class': ( 'recipes.sky_real.html#_one_class',
+                                                                                         'stellar_nb/recipes/sky_real.py'),
                                              'stellar_nb.recipes.sky_real._one_of': ( 'recipes.sky_real.html#_one_of',
                                                                                       'stellar_nb/recipes/sky_real.py'),
                                              'stellar_nb.recipes.sky_real._write': ( 'recipes.sky_real.html#_write',

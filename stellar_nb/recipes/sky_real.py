@@ -247,32 +247,37 @@ def _features(stars, gaia, pca): # (row, feature): components, and Gaia's column
     x,_,gx,gg,has = star_inputs(stars, gaia)
     return np.concatenate([pca.transform(x.numpy()), torch.where(gg & has[:,1:], gx, 0.).numpy()], 1)
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #a0762557
+# %% ../../nbs/92i_recipes.sky_real.ipynb #9913def8
+def _one_class(make, x, y, new): # probabilities (new row,) of a class; its share where all training stars are alike
+    x,y = x[~np.isnan(y)],y[~np.isnan(y)]
+    return np.full(len(new), y.mean()) if len(set(y)) < 2 else make().fit(x, y).predict_proba(new)[:,1]
+
+# %% ../../nbs/92i_recipes.sky_real.ipynb #0a2bc103
 def rival(make:Callable, # `make()` returns a classifier of scikit-learn
           gaia:GaiaInput, # transformation of Gaia's columns
           a:TypedStars, # training stars
           b:TypedStars, # test stars
          ) -> np.ndarray: # (row, class) probabilities of the test stars
     "A classical classifier in place of the network"
-    pca = make_pipeline(PCA(40, random_state=0), StandardScaler()).fit(a.x.numpy())
+    pca = make_pipeline(PCA(min(40, len(a) - 1), random_state=0), StandardScaler()).fit(a.x.numpy())
     fa,fb,y = _features(a, gaia, pca), _features(b, gaia, pca), a.y.numpy()
-    if not a.vocabulary.single: return np.stack([make().fit(fa[k], o[k]).predict_proba(fb)[:,1] for o in y.T for k in [~np.isnan(o)]], 1)
+    if not a.vocabulary.single: return np.stack([_one_class(make, fa, o, fb) for o in y.T], 1)
     m,out = make().fit(fa, y.argmax(1)), np.zeros((len(b), y.shape[1]))
     out[:,m.classes_] = m.predict_proba(fb)
     return out
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #7713a614
+# %% ../../nbs/92i_recipes.sky_real.ipynb #88721bf7
 # method → what `adapt` is told
 NETS = {'fusion': {}, 'spectrum alone': dict(modalities=('spectrum',)), 'Gaia alone': dict(modalities=('gaia',)),
         'fusion without cross-attention': dict(cross=False), 'fusion from random weights': dict(start='none')}
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #ebdb9002
+# %% ../../nbs/92i_recipes.sky_real.ipynb #d48c67a6
 SETTINGS = dict(miles=dict(epochs=12), lamost=dict(epochs=8, refit=False))
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #31e079c2
+# %% ../../nbs/92i_recipes.sky_real.ipynb #5de5fc8f
 RIVALS = {'logistic regression': lambda: LogisticRegression(C=.1, max_iter=1000), 'gradient boosting': lambda: HistGradientBoostingClassifier(max_iter=100, learning_rate=.1, max_leaf_nodes=8, random_state=0)}
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #65a0232c
+# %% ../../nbs/92i_recipes.sky_real.ipynb #93c49418
 def fold_types(method:str, # a key of `NETS` or `RIVALS`, or 'shares of the classes'
                model:ClassModel, # trained on the mock sky
                a:TypedStars, # training stars
@@ -286,7 +291,7 @@ def fold_types(method:str, # a key of `NETS` or `RIVALS`, or 'shares of the clas
     if method != 'shares of the classes': raise ValueError(f'{method!r} is none of {", ".join((*NETS, *RIVALS, "shares of the classes"))}')
     return np.tile(np.nanmean(a.y.numpy(), 0), (len(b), 1))
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #eb834573
+# %% ../../nbs/92i_recipes.sky_real.ipynb #aad31012
 def cross_types(stars:TypedStars, # all
                 model:ClassModel, # trained on the mock sky
                 methods:dict[str,int], # method → how many repeats
@@ -303,13 +308,13 @@ def cross_types(stars:TypedStars, # all
                 report(f'repeat {r} fold {f} {m}')
     return out
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #108abc09
+# %% ../../nbs/92i_recipes.sky_real.ipynb #7a755019
 MILES_METHODS = {'fusion': 2, 'spectrum alone': 2, 'Gaia alone': 2, 'fusion without cross-attention': 1, 'fusion from random weights': 1, 'logistic regression': 2, 'gradient boosting': 2, 'shares of the classes': 2}
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #3e597cee
+# %% ../../nbs/92i_recipes.sky_real.ipynb #d6fe58b0
 LAMOST_METHODS = {'fusion': 1, 'spectrum alone': 1, 'logistic regression': 1, 'shares of the classes': 1}
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #ae448a8b
+# %% ../../nbs/92i_recipes.sky_real.ipynb #06e6b6e6
 def miles_tables(model:ClassModel, # trained on the mock sky
                  stars:TypedStars, # from `miles_stars`
                  methods:dict[str,int]=MILES_METHODS, # method → repeats
@@ -320,7 +325,7 @@ def miles_tables(model:ClassModel, # trained on the mock sky
     each = [pd.DataFrame(p.round(4), columns=names).assign(id=stars.id, type=stars.type, repeat=r) for r,p in enumerate(said['fusion'])]
     return dict(miles_classes=score_table(lambda p, y: mk_scores(p, y, names), said, stars), miles_probabilities=pd.concat(each))
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #9d586add
+# %% ../../nbs/92i_recipes.sky_real.ipynb #9ea589f9
 def lamost_tables(model:ClassModel, # trained on the mock sky
                   stars:TypedStars, # from `lamost_stars`
                   methods:dict[str,int]=LAMOST_METHODS, # method → repeats
@@ -331,7 +336,7 @@ def lamost_tables(model:ClassModel, # trained on the mock sky
     each = pd.DataFrame(dict(id=stars.id, type=stars.type, top=names[p.argmax(1)], p=p.max(1).round(4), middle=names[middle(p)]))
     return dict(lamost_subclasses=score_table(lambda p, y: subclass_scores(p, y, names), said, stars), lamost_said=each)
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #38f589e4
+# %% ../../nbs/92i_recipes.sky_real.ipynb #1cd04ae3
 def main(argv:list[str]|None=None): # words of the command line; None = those of this process
     "`python -m stellar_nb.recipes.sky_real`"
     p = argparse.ArgumentParser('python -m stellar_nb.recipes.sky_real', description='Classify real stars of MILES and LAMOST; writes miles_classes.csv, miles_probabilities.csv, lamost_subclasses.csv and lamost_said.csv.', allow_abbrev=False)
@@ -343,12 +348,12 @@ def main(argv:list[str]|None=None): # words of the command line; None = those of
     for key,*how in (('miles', miles_stars, miles_tables, MILES_METHODS), ('lamost', lamost_stars, lamost_tables, LAMOST_METHODS)):
         if o.only in (key, None): _write(p, o, key, *how)
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #7614c488
+# %% ../../nbs/92i_recipes.sky_real.ipynb #7264ee93
 def _write(parser, o, key, read, tables, methods):
     if (stars := read()) is None: parser.error(f'the folder of real data for {key} is not at hand')
     methods = {k: min(n, o.repeats) for k,n in methods.items()}
     for name,t in tables(load_pretrained(o.model), stars, methods).items():
         with atomic_path(Path(o.out)/f'{name}.csv') as path: t.round(5).assign(date=datetime.date.today().isoformat(), version=__version__).to_csv(path, index=False)
 
-# %% ../../nbs/92i_recipes.sky_real.ipynb #198ee51c
+# %% ../../nbs/92i_recipes.sky_real.ipynb #f9daea56
 if __name__ == '__main__': main()
