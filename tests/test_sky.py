@@ -128,7 +128,7 @@ def test_speed(stars):
 
 
 def test_parts_share_no_star_of_the_catalogue():
-    parts = [draw_sky(3000, generator(i), part=k).kic.dropna() for i,k in enumerate(('train', 'calibrate', 'test'))]
+    parts = [ms.draw_sky(3000, generator(i), part=k).kic.dropna() for i,k in enumerate(('train', 'calibrate', 'test'))]
     assert all(len(o) > 1500 for o in parts)
     for a,b in ((0, 1), (0, 2), (1, 2)): assert not set(parts[a]) & set(parts[b])
-    with pytest.raises(ValueError, match='the parts are'): draw_sky(3, generator(0), part='tests')
+    with pytest.raises(ValueError, match='the parts are'): ms.draw_sky(3, generator(0), part='tests')
