@@ -1188,6 +1188,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'stellar_nb/recipes/sky_real.py'),
                                              'stellar_nb.recipes.sky_real.farther': ( 'recipes.sky_real.html#farther',
                                                                                       'stellar_nb/recipes/sky_real.py'),
+                                             'stellar_nb.recipes.sky_real.fold_gaia': ( 'recipes.sky_real.html#fold_gaia',
+                                                                                        'stellar_nb/recipes/sky_real.py'),
                                              'stellar_nb.recipes.sky_real.fold_types': ( 'recipes.sky_real.html#fold_types',
                                                                                          'stellar_nb/recipes/sky_real.py'),
                                              'stellar_nb.recipes.sky_real.lamost_stars': ( 'recipes.sky_real.html#lamost_stars',

@@ -82,3 +82,14 @@ def test_published_schedule():
 def test_validation_is_always_the_same():
     loader = split_batches(PfsSplit('valid', n=40), pfs_scale(n=1000), 20)
     for a,b in zip(list(loader), list(loader)): assert all(i.equal(j) for i,j in zip(a, b))
+
+
+def test_blocks_are_cut_into_batches():
+    make = lambda n,gen: ((torch.rand(n, 2, generator=gen),), torch.rand(n, 1, generator=gen))
+    one,many = Fresh(make, 6, 4, seed=1), Fresh(make, 6, 4, seed=1, block=4)
+    a,b = list(many), list(many)
+    assert len(a) == 6 and all(x.shape == (4, 2) and y.shape == (4, 1) for x,y in a)
+    assert len({float(x[0, 0]) for x,_ in a+b}) == 12, 'every batch of two epochs is new'
+    again = list(Fresh(make, 6, 4, seed=1, block=4))
+    assert all((p == q).all() for x,y in zip(a, again) for p,q in zip(x, y))
+    assert not torch.equal(one.batch(1)[0], again[1][0])

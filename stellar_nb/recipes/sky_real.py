@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LETTERS', 'LUMINOSITY', 'NETS', 'SETTINGS', 'RIVALS', 'MILES_METHODS', 'LAMOST_METHODS', 'mk_targets', 'TypedStars',
-           'farther', 'miles_stars', 'lamost_stars', 'new_net', 'star_inputs', 'augmented', 'adapt', 'predict_types',
-           'aurocs', 'mk_scores', 'middle', 'subclass_scores', 'score_draws', 'score_table', 'rival', 'fold_types',
-           'cross_types', 'miles_tables', 'lamost_tables', 'main']
+           'farther', 'miles_stars', 'lamost_stars', 'new_net', 'star_inputs', 'augmented', 'fold_gaia', 'adapt',
+           'predict_types', 'aurocs', 'mk_scores', 'middle', 'subclass_scores', 'score_draws', 'score_table', 'rival',
+           'fold_types', 'cross_types', 'miles_tables', 'lamost_tables', 'main']
 
 # %% ../../nbs/92i_recipes.sky_real.ipynb #94600afa
 import argparse, datetime, re
@@ -140,6 +140,14 @@ def augmented(stars:TypedStars, # training stars
     seen = (torch.rand(len(stars), stars.x.shape[1]//patch) >= hide).repeat_interleave(patch, 1)
     return star_inputs(replace(stars, x=stars.x*seen, good=stars.good & seen, gaia=farther(stars.gaia, k)), gaia)
 
+# %% ../../nbs/92i_recipes.sky_real.ipynb #57b86247
+def fold_gaia(model:ClassModel, # trained on something else
+              stars:TypedStars, # the training stars and no others
+              refit:bool=True, # learn the transformation from these stars; False = that of the model
+             ) -> GaiaInput: # of the model's columns
+    "The transformation of Gaia's columns for a set of stars"
+    return GaiaInput.fit(stars.gaia, tuple(set(GAIA_COLUMNS) - set(model.gaia.columns))) if refit else model.gaia
+
 # %% ../../nbs/92i_recipes.sky_real.ipynb #0ef2b871
 def adapt(model:ClassModel, # trained on something else
           stars:TypedStars, # the training stars and no others
@@ -154,8 +162,8 @@ def adapt(model:ClassModel, # trained on something else
     "Train a classifier further, for other types; ValueError for an unknown start"
     seed_everything(seed)
     single,patch = stars.vocabulary.single, model.model.config.patch
-    gaia = GaiaInput.fit(stars.gaia, tuple(set(GAIA_COLUMNS) - set(model.gaia.columns))) if refit else model.gaia
-    net,y = new_net(model, stars.vocabulary, start=start, **changes), stars.y.argmax(1) if single else stars.y
+    gaia,net = fold_gaia(model, stars, refit), new_net(model, stars.vocabulary, start=start, **changes)
+    y = stars.y.argmax(1) if single else stars.y
     train = Repeated(lambda i,_: (augmented(stars[i.numpy()], gaia, patch), y[i]), len(stars), batch, seed)
     valid = Repeated(lambda i,_: (star_inputs(stars[i.numpy()], gaia), y[i]), min(len(stars), batch), batch, fixed=True)
     train_cosine(make_learner(net, train, valid, ClassLoss(not single), weight_decay=.05, desc='fine-tuning'), epochs, lr=lr, warm=.1)
@@ -287,40 +295,42 @@ def fold_types(method:str, # a key of `NETS` or `RIVALS`, or 'shares of the clas
               ) -> np.ndarray: # (test row, class) probabilities
     "Train on some stars, predict others; ValueError for an unknown method"
     if method in NETS: return predict_types(adapt(model, a, seed=seed, **changes, **NETS[method]), b)
-    if method in RIVALS: return rival(RIVALS[method], model.gaia, a, b)
+    if method in RIVALS: return rival(RIVALS[method], fold_gaia(model, a, changes.get('refit', True)), a, b)
     if method != 'shares of the classes': raise ValueError(f'{method!r} is none of {", ".join((*NETS, *RIVALS, "shares of the classes"))}')
     return np.tile(np.nanmean(a.y.numpy(), 0), (len(b), 1))
 
 # %% ../../nbs/92i_recipes.sky_real.ipynb #aad31012
 def cross_types(stars:TypedStars, # all
                 model:ClassModel, # trained on the mock sky
-                methods:dict[str,int], # method → how many repeats
+                methods:tuple[str,...], # names
+                repeats:int=2, # how often the folds are dealt anew
                 k:int=5, # folds
                 report:Callable=lambda line: print(line, flush=True), # called with a line after each fold
                 **changes, # for `adapt`
                ) -> dict[str,np.ndarray]: # method → (repeat, row, class)
     "Probabilities of every star by networks that did not see it, `repeats` times"
-    out = {m: np.full((n, *stars.y.shape), np.nan) for m,n in methods.items()}
-    for r in range(max(methods.values())):
+    out = {m: np.full((repeats, *stars.y.shape), np.nan) for m in methods}
+    for r in range(repeats):
         for f,(a,b) in enumerate(stratified_folds(stars.y, stars.star, k, 42 + r)):
-            for m in [m for m,n in methods.items() if r < n]:
+            for m in methods:
                 out[m][r,b] = fold_types(m, model, stars[a], stars[b], 42 + r, **changes)
                 report(f'repeat {r} fold {f} {m}')
     return out
 
 # %% ../../nbs/92i_recipes.sky_real.ipynb #7a755019
-MILES_METHODS = {'fusion': 2, 'spectrum alone': 2, 'Gaia alone': 2, 'fusion without cross-attention': 1, 'fusion from random weights': 1, 'logistic regression': 2, 'gradient boosting': 2, 'shares of the classes': 2}
+MILES_METHODS = 'fusion', 'spectrum alone', 'Gaia alone', 'fusion without cross-attention', 'fusion from random weights', 'logistic regression', 'gradient boosting', 'shares of the classes'
 
 # %% ../../nbs/92i_recipes.sky_real.ipynb #d6fe58b0
-LAMOST_METHODS = {'fusion': 1, 'spectrum alone': 1, 'logistic regression': 1, 'shares of the classes': 1}
+LAMOST_METHODS = 'fusion', 'spectrum alone', 'fusion from random weights', 'logistic regression', 'shares of the classes'
 
 # %% ../../nbs/92i_recipes.sky_real.ipynb #06e6b6e6
 def miles_tables(model:ClassModel, # trained on the mock sky
                  stars:TypedStars, # from `miles_stars`
-                 methods:dict[str,int]=MILES_METHODS, # method → repeats
+                 methods:tuple[str,...]=MILES_METHODS, # names
+                 repeats:int=2, # how often the folds are dealt anew
                 ) -> dict[str,pd.DataFrame]: # file name → table
     "Numbers by method, and probabilities of each star"
-    said,names = cross_types(stars, model, methods, **SETTINGS['miles']),stars.vocabulary.names
+    said,names = cross_types(stars, model, methods, repeats, **SETTINGS['miles']),stars.vocabulary.names
     said['spectrum and Gaia alone, averaged'] = (said['spectrum alone'] + said['Gaia alone'])/2
     each = [pd.DataFrame(p.round(4), columns=names).assign(id=stars.id, type=stars.type, repeat=r) for r,p in enumerate(said['fusion'])]
     return dict(miles_classes=score_table(lambda p, y: mk_scores(p, y, names), said, stars), miles_probabilities=pd.concat(each))
@@ -328,10 +338,11 @@ def miles_tables(model:ClassModel, # trained on the mock sky
 # %% ../../nbs/92i_recipes.sky_real.ipynb #9ea589f9
 def lamost_tables(model:ClassModel, # trained on the mock sky
                   stars:TypedStars, # from `lamost_stars`
-                  methods:dict[str,int]=LAMOST_METHODS, # method → repeats
+                  methods:tuple[str,...]=LAMOST_METHODS, # names
+                  repeats:int=2, # how often the folds are dealt anew
                  ) -> dict[str,pd.DataFrame]: # file name → table
     "Numbers by method, and what is said of each spectrum"
-    said,names = cross_types(stars, model, methods, **SETTINGS['lamost']),np.array(stars.vocabulary.names)
+    said,names = cross_types(stars, model, methods, repeats, **SETTINGS['lamost']),np.array(stars.vocabulary.names)
     p = said['fusion'][0]
     each = pd.DataFrame(dict(id=stars.id, type=stars.type, top=names[p.argmax(1)], p=p.max(1).round(4), middle=names[middle(p)]))
     return dict(lamost_subclasses=score_table(lambda p, y: subclass_scores(p, y, names), said, stars), lamost_said=each)
@@ -342,7 +353,7 @@ def main(argv:list[str]|None=None): # words of the command line; None = those of
     p = argparse.ArgumentParser('python -m stellar_nb.recipes.sky_real', description='Classify real stars of MILES and LAMOST; writes miles_classes.csv, miles_probabilities.csv, lamost_subclasses.csv and lamost_said.csv.', allow_abbrev=False)
     p.add_argument('--out', default='results', help='folder for the tables (default: results)')
     p.add_argument('--model', default='fusion_sky', help='the model that was trained on the mock sky: name or folder')
-    p.add_argument('--repeats', type=int, default=2, help='no more repeats than this (default: 2)')
+    p.add_argument('--repeats', type=int, default=2, help='how often the folds are dealt anew (default: 2)')
     p.add_argument('--only', choices=('miles', 'lamost'), help='one of the two sets of stars')
     o = p.parse_args(argv)
     for key,*how in (('miles', miles_stars, miles_tables, MILES_METHODS), ('lamost', lamost_stars, lamost_tables, LAMOST_METHODS)):
@@ -351,8 +362,7 @@ def main(argv:list[str]|None=None): # words of the command line; None = those of
 # %% ../../nbs/92i_recipes.sky_real.ipynb #7264ee93
 def _write(parser, o, key, read, tables, methods):
     if (stars := read()) is None: parser.error(f'the folder of real data for {key} is not at hand')
-    methods = {k: min(n, o.repeats) for k,n in methods.items()}
-    for name,t in tables(load_pretrained(o.model), stars, methods).items():
+    for name,t in tables(load_pretrained(o.model), stars, methods, o.repeats).items():
         with atomic_path(Path(o.out)/f'{name}.csv') as path: t.round(5).assign(date=datetime.date.today().isoformat(), version=__version__).to_csv(path, index=False)
 
 # %% ../../nbs/92i_recipes.sky_real.ipynb #f9daea56
