@@ -11,7 +11,7 @@ from stellar_nb.data.inputs import PfsInput
 from stellar_nb.mock.pfs import PFS_WAVE, PfsSplit
 from stellar_nb.models.specvit import SpecViT
 from stellar_nb.recipes.pfs import PRESETS, pfs_config, pfs_learner, pfs_scale, pfs_setup, split_batches
-from stellar_nb.train.learner import train_cosine
+from stellar_nb.train.learner import Fresh, train_cosine
 
 
 def small():
