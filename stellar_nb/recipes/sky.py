@@ -14,7 +14,7 @@ import numpy as np, pandas as pd, torch
 from fastcore.test import *
 from torch import Tensor
 
-from ..classifier import CASES, ClassModel, calibrate_logits, logits, to_probabilities
+from ..classifier import CASES, ClassModel, calibrate_logits, has_gaia, logits, to_probabilities
 from ..core import *
 from ..data.catalog import Vocabulary, class_weights
 from ..data.gaia import GAIA_COLUMNS, GaiaInput
@@ -124,7 +124,7 @@ def sky_probabilities(model:ClassModel, # a classifier of the mock sky
                      ) -> Tensor: # (n, class)
     "What a model says of mock stars"
     x,good,gx,gg,*_ = sky_stars(n, part, tuple(k for k in GAIA_COLUMNS if k not in model.gaia.columns))
-    has = case_has(case, n) & torch.stack([good.float().sum(1) >= .5*model.prep.usable.sum(), gg.any(1)], 1)
+    has = case_has(case, n) & torch.stack([good.float().sum(1) >= .5*model.prep.usable.sum(), has_gaia(model.gaia, gg)], 1)
     z = logits(model, x, good, gx, gg, has)
     return z if raw else to_probabilities(model, z, torch.full((n,), CASES.index(case)))
 
