@@ -9,6 +9,7 @@ __all__ = ['class_columns', 'place', 'names_of', 'Match', 'GaiaTable', 'by_posit
 
 # %% ../nbs/91b_cli_classify.ipynb #ef05b98f
 import argparse, math, os, re
+from numbers import Real
 from pathlib import Path
 from typing import Callable, Iterable, Iterator, NamedTuple
 
@@ -36,7 +37,7 @@ def place(spectrum:'Spectrum', # as a reader returned it
          ) -> tuple[float,float,float]: # right ascension and declination, deg; epoch, year; NaN where unknown
     "Where and when a spectrum was taken"
     meta = {k.lower(): v for k,v in spectrum.meta.items()}
-    get = lambda low,high,*names: next((float(v) for k in names if isinstance(v := meta.get(k), (int, float)) and low <= v <= high), math.nan)
+    get = lambda low,high,*names: next((float(v) for k in names if isinstance(v := meta.get(k), Real) and not isinstance(v, bool) and low <= v <= high), math.nan)
     ra,dec,mjd = get(0, 360, 'ra'),get(-90, 90, 'dec'),get(33_282, 88_069, 'mjd', 'lmjd') # years 1950 to 2100
     return ra, dec, 2000 + (mjd - 51544.5)/365.25
 
@@ -330,7 +331,7 @@ rv (km/s), rv_source, flags, model, and p_TYPE for each type that the model know
 FITS, columns are named p_MS_ instead of p_MS*. source_id is 0 where there is none.
 flags, among others: no_gaia_match (from the spectrum alone), no_position,
 gaia_ambiguous (several rows within the radius, the nearest was taken), gaia_problem (the
-row holds impossible values and was not used), no_coverage (the spectrum was not used).
+row holds impossible values, which count as missing), no_coverage (the spectrum was not used).
 
 exit status: 0 all stars have types, 1 some failed, 2 nothing could be done"""
 

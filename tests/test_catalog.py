@@ -81,6 +81,14 @@ def test_join_by_id_keeps_digits():
     with pytest.raises(BadInput, match='floating-point'): cat.join_by_id(pd.DataFrame(dict(g=np.array(ids, float))), right, 'g', 'source_id')
 
 
+def test_join_by_id_in_other_words():
+    right = pd.DataFrame(dict(source_id=[11, 12, 13]))
+    left = pd.DataFrame(dict(g=['Gaia EDR3 11', 'gaia dr2 12', ' 13', 'HD 13', None]))
+    assert cat.join_by_id(left, right, 'g', 'source_id').tolist() == [0, 1, 2, -1, -1]
+    assert cat.join_by_id(right.astype(str), pd.DataFrame(dict(n=[12., np.nan])), 'source_id', 'n').tolist() == [-1, 0, -1]
+    with pytest.raises(BadInput, match='^n: 1.5 is no identifier'): cat.join_by_id(left, pd.DataFrame(dict(n=[1., 1.5])), 'g', 'n')
+
+
 def test_join_by_position_as_brute_force():
     "The nearest of all pairs, across the pole and the origin of right ascension too"
     rng = np.random.default_rng(0)
@@ -182,6 +190,23 @@ def test_confusion_and_single():
 @pytest.mark.parametrize('p', [np.array([[2.]]), np.array([[np.nan]]), np.array([.5])])
 def test_refuses(p):
     with pytest.raises(ValueError, match='probabilities'): ec.scores(p, np.ones((1, 1)))
+
+
+def test_unknown_truth_is_refused():
+    "NaN is neither yes nor no"
+    p, y = world()
+    y[3, 2] = np.nan
+    for f in (ec.scores, ec.confusion, ec.ece, ec.scores_single, ec.reliability):
+        with pytest.raises(ValueError, match=r'not known \(NaN\) in 1 of 400 stars'): f(p, y)
+    with pytest.raises(ValueError, match='not known'): ec.class_table(torch.tensor(p), torch.tensor(y), list('abcdefgh'))
+    assert ec.scores(p > .5, y > .5)['stars'] == 400, 'bool will do'
+
+
+def test_one_half_is_yes():
+    "The vocabulary, the metrics and the loss agree about a probability of exactly 0.5"
+    from stellar_nb.objectives.classes import ClassLoss
+    p = torch.tensor([[.5, .499]])
+    assert cat.Vocabulary.of('ab').decode(p) == [['a']] and ClassLoss().decodes(p).tolist() == [[True, False]] and ec.scores(p, torch.tensor([[1., 0.]]))['all_right'] == 1
 
 
 def test_pictures():

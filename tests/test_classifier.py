@@ -3,7 +3,7 @@ import json
 
 import numpy as np, pandas as pd, pytest, torch
 
-from stellar_nb.classifier import CASES, ClassModel, calibrate_logits, case_of, class_rows, classify, to_probabilities
+from stellar_nb.classifier import CASES, ClassModel, calibrate_logits, case_of, class_rows, classify, has_gaia, to_probabilities
 from stellar_nb.core import BadInput, generator, seed_everything
 from stellar_nb.data.catalog import Vocabulary
 from stellar_nb.data.gaia import GAIA_COLUMNS, GaiaInput
@@ -72,10 +72,40 @@ def test_neighbours_in_the_batch_do_not_matter(model, stars):
     np.testing.assert_allclose(columns(some)[3], columns(classify(model, spectra[3:4]))[0], atol=1e-5)
 
 
-def test_impossible_rows_are_not_used(model, stars):
+def test_impossible_values_are_missing(model, stars):
+    "The rest of the row is used, the flag says so; NaN in `problem` is no problem"
     spectra,gaia = stars
-    out = classify(model, spectra, gaia.assign(problem=['parallax is infinite']+['']*5))
-    assert out.modalities.tolist() == ['spectrum']+['spectrum+gaia']*5 and 'gaia_problem' in out['flags'][0]
+    rows = gaia.copy(); rows.loc[0, 'parallax_error'] = np.nan
+    out = classify(model, spectra, rows.assign(problem=['parallax_error is -1', np.nan, None, '', '', 'ra is 481']))
+    assert (out.modalities == 'spectrum+gaia').all() and out['flags'].str.contains('gaia_problem').tolist() == [True, False, False, False, False, True]
+    np.testing.assert_array_equal(columns(out), columns(classify(model, spectra, rows)))
+    assert np.abs(columns(out)[0]-columns(classify(model, spectra, gaia))[0]).max() > 0
+
+
+def test_no_stars_no_rows(model, stars):
+    want = classify(model, *stars).columns.tolist()
+    for args in (([], stars[1][:0]), ([],), (None, stars[1][:0])):
+        out = classify(model, *args)
+        assert len(out) == 0 and out.columns.tolist() == want and out.classes.dtype == classify(model, *stars).classes.dtype
+
+
+@pytest.mark.parametrize('only', ['spectrum', 'gaia'])
+def test_one_modality_counts_what_it_reads(model, stars, only):
+    "With both given, the calibration is that of the one that it reads"
+    net = StarClassifierFusion(StarClassifierConfig.laptop(classes=3, names=model.vocabulary.names, features=model.gaia.width, modalities=(only,)))
+    one = ClassModel(net, model.prep, model.gaia, model.vocabulary, {only: ((0.,)*3, (1.,)*3)})
+    out = classify(one, *stars)
+    assert (out.modalities == only).all() and np.allclose(columns(out), torch.tensor(1.).sigmoid())
+    other = classify(one, None, stars[1]) if only == 'spectrum' else classify(one, stars[0])
+    assert (other.modalities == '').all() and np.isnan(columns(other)).all()
+
+
+def test_flags_are_no_measurement(model, stars):
+    "A row with nothing but flags is no Gaia row, nor one with nothing but the positions that the model does not read"
+    rows = stars[1].copy()
+    rows.loc[0, [k for k in GAIA_COLUMNS if not k.startswith('flag')]] = np.nan
+    rows.loc[1, [k for k in GAIA_COLUMNS if not k.startswith('flag') and k not in ('ra', 'dec')]] = np.nan
+    assert has_gaia(model.gaia, model.gaia(rows)[1]).tolist() == [False]*2+[True]*4
 
 
 def test_positions_that_were_left_out_have_no_say(model, stars):

@@ -8,13 +8,13 @@ from astropy.table import Table
 
 import stellar_nb
 from stellar_nb.classifier import ClassModel
-from stellar_nb.cli import main
+from stellar_nb.cli import Item, main
 from stellar_nb.cli_classify import GaiaTable, class_columns, classify, classify_files, names_of, place
 from stellar_nb.core import BadInput, data_dir, seed_everything
 from stellar_nb.data.catalog import Vocabulary
 from stellar_nb.data.gaia import GAIA_COLUMNS, GaiaInput, read_gaia
 from stellar_nb.data.preprocess import PreprocessConfig
-from stellar_nb.data.spectra import example_file, read_spectra
+from stellar_nb.data.spectra import Spectrum, example_file, read_spectra
 from stellar_nb.data.velocity import fill_rv
 from stellar_nb.models.mamba_fusion import StarClassifierConfig, StarClassifierFusion
 from stellar_nb.pretrained import load_pretrained, save_pretrained
@@ -142,14 +142,15 @@ def test_by_identifier(here, run, star, by, values):
         assert t.source_id.tolist() == [0, *g.source_id[[1, 0, 2]]] and t['flags'].tolist() == ['no_gaia_match', '', '', ''] and t.separation.isna().all()
 
 def test_only_gaia(here, run):
-    "Every row; one that cannot be, and one without a number, say so"
+    "Every row; one without a number that can be, and one without any, say so"
     g = gaia_rows(4)
-    g.loc[1, 'dec'] = 95.; g.loc[2, [k for k in GAIA_COLUMNS if not k.startswith('flag')]] = np.nan
+    numbers = [k for k in GAIA_COLUMNS if not k.startswith('flag')]
+    g.loc[[1, 2], numbers] = np.nan; g.loc[1, 'dec'] = 95.; g.loc[3, 'ra'] = 361.
     status,_,err = run('--gaia', save(g, 'g.csv'), '-o', 'out.csv', '--batch-size', 3)
     t = table()
     assert status == 1 and t.file.tolist() == [f'g.csv[{i}]' for i in range(4)] and t.status.tolist() == ['ok', 'failed', 'failed', 'ok']
     assert t.reason.tolist() == ['', 'the Gaia row cannot be used (dec is 95)', 'the Gaia row holds no number', ''] and t.source_id.tolist() == g.source_id.tolist()
-    assert t['flags'][1] == 'gaia_problem' and set(t.modalities) == {'gaia', ''} and t.snr.isna().all() and err[-1] == 'stars: 4, with types: 2, failed: 2, written to out.csv'
+    assert t['flags'][[1, 3]].eq('gaia_problem').all() and set(t.modalities) == {'gaia', ''} and t.snr.isna().all() and err[-1] == 'stars: 4, with types: 2, failed: 2, written to out.csv'
     want = load_pretrained('fusion_sky').classify(None, read_gaia('g.csv'))
     np.testing.assert_allclose(t[P], want[P], atol=2e-6)
 
@@ -166,11 +167,39 @@ def test_impossible_row_and_useless_spectrum(here, run, star):
     g['file'] = ['0', 'flat', 'x', 'y']
     status,*_ = run('0.fits', 'flat.csv', '--gaia', save(g, 'g.csv'), '--by', 'file', '-o', 'out.csv')
     t = table()
-    assert status == 0 and t.modalities.tolist() == ['spectrum', 'gaia'] and t['flags'].tolist() == ['gaia_problem', 'no_coverage']
+    assert status == 0 and t.modalities.tolist() == ['spectrum+gaia', 'gaia'] and t['flags'].tolist() == ['gaia_problem', 'no_coverage']
     assert run('flat.csv', '0.fits', '-o', 'out.csv')[0] == 1 and table().reason.tolist() == ['the flux is constant', '']
-    g.loc[1, 'dec'] = 95.
+    g.loc[1, [k for k in GAIA_COLUMNS if not k.startswith('flag')]] = np.nan; g.loc[1, 'dec'] = 95.
     assert run('flat.csv', '0.fits', '--gaia', save(g, 'g.csv'), '--by', 'file', '-o', 'out.csv')[0] == 1
     assert table().reason[0] == 'the flux is constant; the Gaia row cannot be used (dec is 95)'
+
+def test_one_useless_row_does_not_stop_a_spectrum(here, run, star):
+    "Nor does a table of nothing else; alone, it leaves nothing to do"
+    write('a.fits', star, RA=10., DEC=5.)
+    bad = gaia_rows(1, parallax_error=-1., file='a')
+    nothing = bad.assign(**{k: np.nan for k in GAIA_COLUMNS if not k.startswith('flag')}).assign(dec=95.)
+    save(bad, 'bad.csv'); save(nothing, 'nothing.csv')
+    assert run('a.fits', '--gaia', 'bad.csv', '-o', 'out.csv')[0] == 0
+    assert table().modalities[0] == 'spectrum+gaia' and table()['flags'][0] == 'gaia_problem'
+    assert run('a.fits', '--gaia', 'nothing.csv', '--by', 'file', '-o', 'out.csv')[0] == 0
+    assert table().modalities[0] == 'spectrum' and table()['flags'][0] == 'gaia_problem'
+    assert run('a.fits', '--gaia', 'nothing.csv', '-o', 'out.csv')[0] == 0 and table()['flags'][0] == 'no_gaia_match'
+    assert run('--gaia', 'bad.csv', '-o', 'out.csv')[0] == 0
+    status,_,err = run('--gaia', 'nothing.csv', '-o', 'out.csv')
+    assert status == 2 and 'the Gaia row cannot be used (dec is 95)' in err[0] and table().status.tolist() == ['failed']
+
+def test_names_and_places():
+    "Numbers of numpy count, truth values do not; each keyword of the header that names a star is read"
+    at = lambda **meta: place(Spectrum(WAVE, 0*WAVE, 0*WAVE, WAVE > 0, meta=meta))
+    np.testing.assert_allclose(at(ra=np.float32(10.5), dec=np.int64(5), mjd=np.int32(57388)), [10.5, 5, 2016], atol=.01)
+    assert np.isnan(at(ra=True, dec=np.bool_(True), mjd='57388')).all()
+
+@pytest.mark.parametrize('key', ['SOURCE_ID', 'SOURCEID', 'GAIA_ID', 'GAIAID'])
+def test_keywords_of_source_id(here, run, star, key):
+    write('a.fits', star, **{key: 'Gaia EDR3 11'})
+    assert names_of(Item('a.fits', read_spectra('a.fits')[0], ''))[0] == 'Gaia EDR3 11'
+    assert run('a.fits', '--gaia', save(gaia_rows(2, source_id=[10, 11]), 'g.csv'), '--by', 'source_id', '-o', 'out.csv')[0] == 0
+    assert table().source_id.tolist() == [11]
 
 def test_layouts_without_gaia(here, run):
     "What `predict` reads, this reads"
@@ -204,10 +233,10 @@ def test_refused(here, run, star):
     "At once, with one sentence, and nothing is left behind"
     write('a.fits', star)
     g = gaia_rows(3)
-    save(g, 'g.csv'); save(g.drop(columns='parallax'), 'lack.csv'); save(g.assign(obsid='5', number=[1, 1, 2]), 'twice.csv'); save(g.assign(dec=95.), 'none.csv')
+    save(g, 'g.csv'); save(g.drop(columns='parallax'), 'lack.csv'); save(g.assign(obsid='5', number=[1, 1, 2], part=[1., 1.5, 2.]), 'twice.csv')
     Path('broken.fits').write_bytes(b'SIMPLE  = rubbish'); Path('empty.csv').touch()
     bad = {('a.fits', '--gaia', 'lack.csv'): 'no column parallax', ('a.fits', '--gaia', 'nowhere.csv'): 'no such file', ('a.fits', '--gaia', 'broken.fits'): 'cannot be read', ('a.fits', '--gaia', 'empty.csv'): 'not a table',
-           ('a.fits', '--gaia', 'none.csv'): 'no row can be used', ('a.fits', '--gaia', 'g.csv', '--by', 'obsid'): 'no column obsid', ('a.fits', '--gaia', 'twice.csv', '--by', 'number'): 'occur more than once', (): 'neither a spectrum nor',
+           ('a.fits', '--gaia', 'twice.csv', '--by', 'part'): 'part: 1.5 is no identifier', ('a.fits', '--gaia', 'g.csv', '--by', 'obsid'): 'no column obsid', ('a.fits', '--gaia', 'twice.csv', '--by', 'number'): 'occur more than once', (): 'neither a spectrum nor',
            ('a.fits', '--by', 'file'): 'need --gaia', ('a.fits', '--all-rows'): 'need --gaia', ('a.fits', '--model', 'nowhere'): 'no such model', ('a.fits', '--gaia', 'g.csv', '-o', 'g.csv'): 'is an input too',
            ('a.fits', '-o', 'o.xls'): 'unknown ending'}
     for args,words in bad.items():

@@ -17,7 +17,7 @@ from astropy.table import MaskedColumn, Table
 from sklearn.preprocessing import PowerTransformer
 
 from stellar_nb.core import BadInput, data_dir, generator
-from stellar_nb.data.gaia import (GAIA_COLUMNS, ZERO_POINTS, GaiaInput, fill_missing, miles_gaia, parse_source_id, read_gaia, to_flux, to_mag,
+from stellar_nb.data.gaia import (GAIA_COLUMNS, ZERO_POINTS, GaiaInput, bare_id, fill_missing, miles_gaia, parse_source_id, read_gaia, to_flux, to_mag,
                                   yeo_johnson)
 from stellar_nb.mock.gaia import (POPULATIONS, SOLAR_MOTION, bolometric_correction, flux_error, gaia_extinction, intrinsic_colour, missing_share,
                                   mock_gaia, parallax_error, project)
@@ -176,7 +176,6 @@ def test_errors(tmp_path):
     d = stars().to_pandas()
     refused("pmra holds 'fast', not a number", 'a.csv', d.assign(pmra=['1', 'fast', '2', '3']).to_csv(index=False))
     refused("source_id: '1.2e18' is not", 'a.csv', d.assign(source_id=['1', '1.2e18', '2', '3']).to_csv(index=False))
-    refused('no row can be used, the first because ra is 400', 'a.csv', d.assign(ra=400.).to_csv(index=False))
     d.assign(source_id=np.array(IDS, 'f8')).to_parquet(tmp_path/'f.parquet')
     with pytest.raises(BadInput, match='floating-point'): read_gaia(tmp_path/'f.parquet')
     with pytest.raises(BadInput, match='no column phot_g_mean_flux_error'):
@@ -204,6 +203,21 @@ def test_other_separators(tmp_path):
         np.testing.assert_allclose(read_gaia(tmp_path/'a.txt')[MEASURED], d[MEASURED])
 
 
+def test_hash_signs_in_cells(tmp_path):
+    "Only the lines above the header are comments"
+    d = stars().to_pandas().assign(name=['NGC188 #5', '#6', 'a', 'b'])
+    d = d[['name', *(k for k in d if k != 'name')]]
+    for head in ('', '# by hand\n#\n', '\ufeff# by, hand; twice\n\n'):
+        (tmp_path/'a.csv').write_text(head+d.to_csv(index=False))
+        out = read_gaia(tmp_path/'a.csv')
+        assert out.name.tolist() == d.name.tolist()
+        np.testing.assert_allclose(out[MEASURED], d[MEASURED])
+
+
+def test_bare_id():
+    assert [bare_id(o) for o in ('Gaia DR3 31', 'gaia EDR3 31', 'Gaia DR2 31', ' 31 ', 'HD 31', 'NGC 188 #5', '')] == ['31']*4+['HD 31', 'NGC 188 #5', '']
+
+
 def test_objects_are_left_out(tmp_path):
     "Columns of lists or images do not disturb"
     t = stars()
@@ -221,6 +235,14 @@ def test_impossible_values(column, value, tmp_path):
     t[column][2] = value
     d = read_gaia(write(t, tmp_path/'stars.parquet'))
     assert d.problem.tolist() == ['', '', f'{column} is {value:g}', ''] and np.isnan(d[column][2]) and np.isfinite(fill_missing(d)).all()
+
+
+def test_one_impossible_row_is_read(tmp_path):
+    "Its other values stay"
+    t = stars(1)
+    t['parallax_error'] = -1.
+    d = read_gaia(write(t, tmp_path/'stars.csv'))
+    assert d.problem[0] == 'parallax_error is -1' and d[MEASURED].isna().sum(axis=None) == 1 and d.flagnopllx[0] == 0
 
 
 def test_missing_rules(tmp_path):

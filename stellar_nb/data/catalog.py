@@ -20,6 +20,7 @@ from fastcore.test import *
 from torch import Tensor
 
 from ..core import BadInput, data_dir
+from .gaia import bare_id
 
 # %% ../../nbs/24c_data.catalog.ipynb #cdb862cc
 SIMBAD_TYPES = {
@@ -193,11 +194,13 @@ def leaks(star_a:np.ndarray, # (row,) identifiers of one side
 
 # %% ../../nbs/24c_data.catalog.ipynb #c12bbcbe
 def _ids(x, name):
-    "Identifiers as strings, '' where missing"
+    "Identifiers as strings, '' where missing; BadInput for numbers that can be none"
     x = pd.Series(x)
-    if x.dtype.kind == 'f' and (x.abs() > 2**53).any(): raise BadInput(name, 'identifiers of more than 15 digits as floating-point numbers; read the column as text or integers')
-    if x.dtype.kind == 'f': x = x.astype('Int64')
-    return x.astype('string').fillna('').str.strip().str.removeprefix('Gaia DR3 ')
+    if x.dtype.kind == 'f':
+        if (x.abs() > 2**53).any(): raise BadInput(name, 'identifiers of more than 15 digits as floating-point numbers; read the column as text or integers')
+        if (bad := x[x.notna() & (x % 1 != 0)]).size: raise BadInput(name, f'{bad.iloc[0]:g} is no identifier; whole numbers or text are')
+        x = x.astype('Int64')
+    return x.astype('string').fillna('').map(bare_id)
 
 # %% ../../nbs/24c_data.catalog.ipynb #67e63860
 def join_by_id(left:pd.DataFrame, # the spectra, say

@@ -23,6 +23,7 @@ def _checked(p, y):
     p,y = (o.detach().cpu().numpy() if isinstance(o, Tensor) else np.asarray(o) for o in (p, y))
     if p.ndim != 2 or p.shape != y.shape: raise ValueError(f'probabilities of shape {p.shape}, truth of shape {y.shape}; both must be (star, class)')
     if not ((p >= 0) & (p <= 1)).all(): raise ValueError('probabilities must lie between 0 and 1 (logits go through a sigmoid first)')
+    if np.isnan(y).any(): raise ValueError(f'the truth is not known (NaN) in {np.isnan(y).any(1).sum()} of {len(y)} stars; leave them, or the classes, out')
     return p.astype('f8'), y > .5
 
 # %% ../../nbs/80b_eval.classes.ipynb #26dd099a

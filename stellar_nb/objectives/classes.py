@@ -39,7 +39,7 @@ class ClassLoss(nn.Module):
     def __init__(self,
                  several:bool=True, # may a star carry several classes?
                  weight:Tensor|None=None, # (class,) what a positive star, or a star of each class, counts; None = 1
-                 threshold:float=.5, # probability above which a class is said to be there, if there may be several
+                 threshold:float=.5, # probability from which on a class is said to be there, if there may be several
                 ):
         super().__init__()
         self.several,self.threshold = several,threshold
@@ -65,4 +65,4 @@ def decodes(self:ClassLoss,
             p:Tensor, # (star, class) probabilities
            ) -> Tensor: # (star, class) bool, or (star,) class numbers
     "What the probabilities say"
-    return p > self.threshold if self.several else p.argmax(-1)
+    return p >= self.threshold if self.several else p.argmax(-1)

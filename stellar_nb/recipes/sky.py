@@ -6,7 +6,7 @@
 __all__ = ['BATCH', 'PRESETS', 'FUSION', 'sky_frame', 'sky_inputs', 'sky_learner', 'train_sky', 'sky_stars', 'case_has', 'can_do',
            'sky_probabilities', 'calibrate_sky', 'sky_card']
 
-# %% ../../nbs/92h_recipes.sky.ipynb #8508c023
+# %% ../../nbs/92h_recipes.sky.ipynb #345646fb
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import numpy as np, pandas as pd, torch
 from fastcore.test import *
 from torch import Tensor
 
-from ..classifier import CASES, ClassModel, calibrate_logits, logits, to_probabilities
+from ..classifier import CASES, ClassModel, calibrate_logits, has_gaia, logits, to_probabilities
 from .. import __version__
 from ..core import *
 from ..data.catalog import Vocabulary, class_weights
@@ -117,7 +117,7 @@ def can_do(model:ClassModel, # any classifier
     "The cases that its modalities allow"
     return CASES if len(model.model.config.modalities) == 2 else model.model.config.modalities
 
-# %% ../../nbs/92h_recipes.sky.ipynb #255148f4
+# %% ../../nbs/92h_recipes.sky.ipynb #1f66017c
 def sky_probabilities(model:ClassModel, # a classifier of the mock sky
                       n:int, # stars
                       part:str='test', # 'calibrate' or 'test'
@@ -126,7 +126,7 @@ def sky_probabilities(model:ClassModel, # a classifier of the mock sky
                      ) -> Tensor: # (n, class)
     "What a model says of mock stars"
     x,good,gx,gg,*_ = sky_stars(n, part, tuple(k for k in GAIA_COLUMNS if k not in model.gaia.columns))
-    has = case_has(case, n) & torch.stack([good.float().sum(1) >= .5*model.prep.usable.sum(), gg.any(1)], 1)
+    has = case_has(case, n) & torch.stack([good.float().sum(1) >= .5*model.prep.usable.sum(), has_gaia(model.gaia, gg)], 1)
     z = logits(model, x, good, gx, gg, has)
     return z if raw else to_probabilities(model, z, torch.full((n,), CASES.index(case)))
 
