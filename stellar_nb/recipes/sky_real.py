@@ -25,7 +25,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from .. import __version__
-from ..classifier import ClassModel, logits, to_probabilities
+from ..classifier import ClassModel, has_gaia, logits, to_probabilities
 from ..core import *
 from ..data.catalog import Vocabulary, join_by_id, parse_sptype, stratified_folds
 from ..data.gaia import GAIA_COLUMNS, GaiaInput, miles_gaia, to_mag
@@ -125,8 +125,7 @@ def star_inputs(stars:TypedStars, # any
                ) -> tuple: # x, good, gaia, gaia_good, has (row, 2), as the network takes them
     "What the network reads of them"
     gx,gg = gaia(stars.gaia)
-    measured = [not k.startswith('flag') for k in gaia.columns]
-    return stars.x, stars.good, gx, gg, torch.stack([stars.good.any(1), gg[:,measured].any(1)], 1)
+    return stars.x, stars.good, gx, gg, torch.stack([stars.good.any(1), has_gaia(gaia, gg)], 1)
 
 # %% ../../nbs/92i_recipes.sky_real.ipynb #2b9e794e
 def augmented(stars:TypedStars, # training stars
