@@ -157,3 +157,16 @@ def test_cost_is_linear_in_length():
         return min(times)
     seconds(512)
     assert seconds(16384) < 4*1.5*seconds(4096)
+
+
+@pytest.mark.parametrize('groups', [1, 2, 4])
+def test_projection_is_the_norm_of_each_group_and_a_product(groups):
+    torch.manual_seed(0)
+    m = Mamba2(32, d_state=8, headdim=16, ngroups=groups).double()
+    torch.nn.init.normal_(m.norm.weight)
+    y = torch.randn(2, 5, 64).double()
+    parts = [o/(o.square().mean(-1, keepdim=True)+1e-5).sqrt() for o in y.chunk(groups, -1)]
+    assert (m.project(y) - (torch.cat(parts, -1)*m.norm.weight)@m.out_proj.weight.T).abs().max() < 1e-12
+    y = torch.zeros(1, 2, 64).double().requires_grad_()
+    m.project(y).sum().backward()
+    assert y.grad.isfinite().all()
