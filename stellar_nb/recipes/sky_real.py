@@ -320,7 +320,7 @@ def cross_types(stars:TypedStars, # all
 MILES_METHODS = 'fusion', 'spectrum alone', 'Gaia alone', 'fusion without cross-attention', 'fusion from random weights', 'logistic regression', 'gradient boosting', 'shares of the classes'
 
 # %% ../../nbs/92i_recipes.sky_real.ipynb #d6fe58b0
-LAMOST_METHODS = 'fusion', 'spectrum alone', 'fusion from random weights', 'logistic regression', 'shares of the classes'
+LAMOST_METHODS = 'fusion', 'spectrum alone', 'logistic regression', 'shares of the classes'
 
 # %% ../../nbs/92i_recipes.sky_real.ipynb #06e6b6e6
 def miles_tables(model:ClassModel, # trained on the mock sky
