@@ -28,9 +28,7 @@ VARIANTS = { # name: what differs from the default, arguments of `train_sky`
     'gated CNN trunk': dict(trunk='gated_cnn'),
     'one token': _one,
     'one token, bare layers': dict(prenorm='', **_one),
-    'patches of 40 pixels': dict(patch=40),
-    'weighted classes': dict(weighted=True),
-    'with position on the sky': dict(drop=())}
+    'weighted classes': dict(weighted=True)}
 
 # %% ../../nbs/92j_recipes.sky_experiments.ipynb #97468120
 def score_rows(p:'ndarray', # (star, class) probabilities
