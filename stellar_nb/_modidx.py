@@ -786,8 +786,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'stellar_nb.mock.sky._pool': ('mock.sky.html#_pool', 'stellar_nb/mock/sky.py'),
                                      'stellar_nb.mock.sky._pulsators': ('mock.sky.html#_pulsators', 'stellar_nb/mock/sky.py'),
                                      'stellar_nb.mock.sky._radius': ('mock.sky.html#_radius', 'stellar_nb/mock/sky.py'),
-                                     'stellar_nb.mock.sky._rand': ('mock.sky.html#_rand', 'stellar_nb/mock/sky.py'),
-                                     'stellar_nb.mock.sky._randn': ('mock.sky.html#_randn', 'stellar_nb/mock/sky.py'),
                                      'stellar_nb.mock.sky._rotation': ('mock.sky.html#_rotation', 'stellar_nb/mock/sky.py'),
                                      'stellar_nb.mock.sky._rows': ('mock.sky.html#_rows', 'stellar_nb/mock/sky.py'),
                                      'stellar_nb.mock.sky._ruwe': ('mock.sky.html#_ruwe', 'stellar_nb/mock/sky.py'),

@@ -13,8 +13,8 @@ from numbers import Real
 from pathlib import Path
 from typing import Callable, Iterable, Iterator, NamedTuple
 
-from .cli import (COLUMNS, Column, Item, Refused, _add, _blank, _draw_input, _enter, _finish, _forget_redshift, _layout, _number, _pictures, _reason, _report, _say,
-                            check_folder, check_output, list_inputs, read_items, shown, why_hopeless, why_not)
+from .cli import COLUMNS, Column, Item, Refused, check_folder, check_output, list_inputs, read_items, shown, why_hopeless, why_not
+from .cli import _add, _blank, _draw_input, _enter, _finish, _forget_redshift, _layout, _number, _pictures, _reason, _report, _say
 
 # %% ../nbs/91b_cli_classify.ipynb #2aa0a62e
 _fixed = {'modalities': Column(None, 'what the types are from: spectrum, gaia or spectrum+gaia'), 'source_id': Column('', "Gaia's number of the row that was found; 0 = none"),

@@ -116,11 +116,17 @@ def _conv(x, weight, bias=None): # x (b, l + k - 1, channel), weight (channel, k
 
 class _DepthwiseConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias):
+    def forward(ctx, # what the gradient will need
+                x:Tensor, # (b, l+k-1, channel)
+                weight:Tensor, # (channel, k)
+                bias:Tensor, # (channel,)
+               ) -> Tensor: # (b, l, channel)
         ctx.save_for_backward(x, weight)
         return _conv(x, weight, bias)
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, # what `forward` kept
+                 grad:Tensor, # (b, l, channel)
+                ) -> tuple[Tensor,Tensor,Tensor]: # of x, weight and bias
         x,weight = (o.to(grad.dtype) for o in ctx.saved_tensors) # autocast ran the forward pass
         k,l = weight.shape[1], grad.shape[1]
         to_x = _conv(F.pad(grad, (0, 0, k-1, k-1)), weight.flip(1))

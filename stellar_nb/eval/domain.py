@@ -10,7 +10,7 @@ __all__ = ['RIDGE', 'SNRS', 'fit_basis', 'project', 'pixel_noise', 'squares', 'f
 import json, math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
@@ -250,7 +250,7 @@ def known_stars(miles:Path|None=None, # folder with MILES; None = without
 # %% ../../nbs/85_eval.domain.ipynb #7b047db6
 def observe(flux:Tensor, # (star, 3909) at rest, noise-free, 0 where there is none
             snr:float, # median S/N a pixel over 4000–5500 Å
-            prep, # called with wave, flux, ivar and rv, returns x and good
+            prep:Callable, # called with wave, flux, ivar and rv, returns x and good
             generator:torch.Generator, # source of randomness
            ) -> tuple[Tensor,Tensor]: # x and good, the network's input
     "Real spectra with the noise that LAMOST would add"
@@ -274,7 +274,7 @@ def rates_by_kind(table:pd.DataFrame, # of `known_stars`, with a column of words
 
 # %% ../../nbs/85_eval.domain.ipynb #f6245665
 def mock_inputs(n:int, # stars
-                prep, # called with wave, flux, ivar and rv, returns x and good
+                prep:Callable, # called with wave, flux, ivar and rv, returns x and good
                 seed:int, # of the survey
                ) -> tuple[Tensor,Tensor,Tensor]: # x and good (n, pixel), the network's input; snr (n,)
     "Mock LAMOST stars of all kinds that the grid holds, with noise and faults"
@@ -287,7 +287,7 @@ def mock_inputs(n:int, # stars
     return tuple(torch.cat(o) for o in zip(*out))
 
 # %% ../../nbs/85_eval.domain.ipynb #6f105dc3
-def optical_domain(prep, # called with wave, flux, ivar and rv, returns x and good; it has `wave`, the wavelength of each pixel
+def optical_domain(prep:Callable, # called with wave, flux, ivar and rv, returns x and good; it has `wave`, the wavelength of each pixel
                    miles:Path|None=None, # folder with MILES; None = without
                    n:int=8000, # mock stars
                    seed:int=45, # of mock stars and noise

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..core import generator
 from ..data.catalog import Vocabulary
 from ..data.gaia import GAIA_COLUMNS
-from .gaia import SOLAR_MOTION, bolometric_correction, g_minus_rp, intrinsic_colour, mock_gaia
+from .gaia import SOLAR_MOTION, _rand, _randn, bolometric_correction, g_minus_rp, intrinsic_colour, mock_gaia
 from .spectra import LAMOST_WAVE, Systematics, convolve_shift, expose, extinction, lamost, smoothing, templates
 from .stars import alpha_of, catalogue, draw_catalogue, inside, to_labels
 
@@ -31,10 +31,6 @@ SEQUENCE = pd.DataFrame([ # Mamajek's table, version 2022.04.16 (Pecaut & Mamaje
     ('A1', 9300, 1.49, 2.05), ('A2', 8800, 1.38, 1.98), ('A3', 8600, 1.23, 1.86), ('A4', 8250, 1.13, 1.93), ('A6', 7910, 1.05, 1.83), ('M0', 3850, -1.16, .57), ('M1', 3660, -1.39, .50),
     ('M2', 3560, -1.54, .44), ('M3', 3430, -1.79, .37), ('M4', 3210, -2.14, .23), ('M5', 3060, -2.52, .162), ('M6', 2810, -2.98, .102), ('M7', 2680, -3.19, .090)],
     columns=['subclass', 'teff', 'loglum', 'mass']).set_index('subclass')
-
-# %% ../../nbs/13b_mock.sky.ipynb #c3871824
-def _rand(gen, *shape): return torch.rand(*shape, generator=gen, dtype=torch.float64).numpy()
-def _randn(gen, *shape): return torch.randn(*shape, generator=gen, dtype=torch.float64).numpy()
 
 # %% ../../nbs/13b_mock.sky.ipynb #8fe4c16a
 def _radius(loglum, teff): return 10**(loglum/2)*(5772/teff)**2 # R☉

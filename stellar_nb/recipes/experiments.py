@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from .. import __version__
 from ..core import *
 from ..data.inputs import PfsInput
+from ..data.labels import LabelScale
 from ..eval.baselines import BoostingPCA, RidgeAll, RidgePCA
 from ..eval.metrics import bootstrap, mae, r2
 from ..mock.pfs import PFS_WAVE, PfsSplit
@@ -50,7 +51,7 @@ def scores(pred:Tensor, # (star, label) predicted, physical units
 @torch.no_grad()
 def answer(net:SpecViT, # trained
            prep:PfsInput, # its input
-           scale, # its label scale
+           scale:LabelScale, # its label scale
            split:PfsSplit, # which stars
           ) -> Tensor: # (star, label) predicted labels, the middle quantile where there are quantiles
     "What a network says of the stars of a split"

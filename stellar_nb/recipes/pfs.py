@@ -8,6 +8,7 @@ __all__ = ['PFS_INPUT', 'PRESETS', 'PFS_RECIPE', 'pfs_config', 'pfs_setup', 'pfs
 
 # %% ../../nbs/92d_recipes.pfs.ipynb #09d0b5ab
 from pathlib import Path
+from typing import Callable
 
 import pandas as pd, torch
 import torch.nn.functional as F
@@ -129,7 +130,7 @@ def pfs_learner(net:nn.Module, # the network
                 p:dict, # a preset: `batch`, and `batches` a epoch or `stars`; `valid` takes fewer validation stars
                 prep:PfsInput=PFS_INPUT, # the network's input
                 seed:int=42, # of stars and noise
-                loss=None, # `loss(prediction, labels)`; None = pinball for quantiles, else L1
+                loss:Callable|None=None, # `loss(prediction, labels)`; None = pinball for quantiles, else L1
                 desc:str='specvit_pfs', # what the progress bar says
                ): # fastai's Learner
     "Network, survey and noise, ready for `train_cosine`"

@@ -10,6 +10,7 @@ __all__ = ['SIZES', 'STARTS', 'FOLDS', 'RealStars', 'lamost_dr10', 'adapt', 'pre
 import argparse, copy, datetime
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Callable
 
 import numpy as np, pandas as pd, torch
 from fastcore.test import *
@@ -119,7 +120,7 @@ def learning_curve(stars:RealStars, # spectra and labels
                    model:LabelModel, # trained on mock stars
                    sizes:tuple[int,...]=SIZES, # training stars; 0 = all of the fold
                    methods:dict[str,tuple[int,int]]=FOLDS, # method → how many of the five folds, with all training stars and with fewer
-                   report=lambda row: print(row, flush=True), # called with a line after each fit
+                   report:Callable=lambda row: print(row, flush=True), # called with a line after each fit
                   ): # (a row a method, size and fold; a row a spectrum, method and quantile of the largest size)
     "MAE of each method against the number of training stars"
     x,good = model.prep(stars.wave, stars.flux, stars.ivar, stars.rv)

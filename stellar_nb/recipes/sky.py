@@ -14,8 +14,8 @@ import numpy as np, pandas as pd, torch
 from fastcore.test import *
 from torch import Tensor
 
-from ..classifier import CASES, ClassModel, calibrate_logits, has_gaia, logits, to_probabilities
 from .. import __version__
+from ..classifier import CASES, ClassModel, calibrate_logits, has_gaia, logits, to_probabilities
 from ..core import *
 from ..data.catalog import Vocabulary, class_weights
 from ..data.gaia import GAIA_COLUMNS, GaiaInput
@@ -85,7 +85,7 @@ def train_sky(preset:str='laptop', # a key of `PRESETS`
     seed_everything(seed)
     net = StarClassifierFusion(StarClassifierConfig.laptop(classes=len(vocabulary), names=vocabulary.names, features=gaia.width, **changes))
     learn = sky_learner(net, gaia, keep, p['batches'], weight if weighted else None, seed, desc)
-    history = train_cosine(learn, p['epochs'], lr=3e-3, checkpoint=Path(out)/f'{desc}-{preset}.checkpoint.safetensors', 
+    history = train_cosine(learn, p['epochs'], lr=3e-3, checkpoint=Path(out)/f'{desc}-{preset}.checkpoint.safetensors',
                            facts=dict(preset=preset, seed=seed, weighted=weighted, drop=drop, version=__version__, batches=p['batches'], **changes))
     return ClassModel(net.cpu(), LAMOST_PREP, gaia, vocabulary, {}), history, dict(spectra=p['epochs']*p['batches']*BATCH, batch=BATCH, lr=3e-3, weighted=weighted, **p)
 

@@ -51,7 +51,7 @@ def run_variant(name:str, # a key of `VARIANTS`
     model,_,training = train_sky(preset, seed, out, desc=f'{name} {seed}', **VARIANTS[name])
     seconds = time.perf_counter() - began
     calibrate_sky(model, PRESETS[preset]['calibrate'])
-    y = sky_stars(n, 'test', VARIANTS[name].get('drop', ('ra', 'dec')))[4].numpy()
+    y = sky_stars(n)[4].numpy()
     facts,rows,types = dict(variant=name, seed=seed, parameters=sum(o.numel() for o in model.model.parameters()), spectra=training['spectra'], seconds=round(seconds)), [], []
     for case in can_do(model):
         p = sky_probabilities(model, n, 'test', case).numpy()

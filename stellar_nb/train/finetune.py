@@ -7,6 +7,7 @@ __all__ = ['fixed_stars', 'Jitter', 'HidePatches', 'rescale_head', 'finetune']
 
 # %% ../../nbs/72_train.finetune.ipynb #48fae98a
 import math
+from typing import Callable
 
 import pandas as pd, torch
 from fastai.callback.core import Callback
@@ -85,7 +86,7 @@ def finetune(net:SpecViT, # trained before, or new; changed in place
              weight_decay:float=.05, # AdamW's
              cbs:tuple=(), # callbacks, such as `HidePatches`
              seed:int=42, # of order and changes
-             loss=None, # `loss(prediction, labels)`; None = pinball at the network's levels
+             loss:Callable|None=None, # `loss(prediction, labels)`; None = pinball at the network's levels
             ) -> pd.DataFrame: # one row an epoch
     "Train on real stars; ValueError if none has a label"
     if not y.isfinite().any(): raise ValueError('no star has a label')
