@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['HAS_MAMBA', 'HAS_SPECUTILS', 'C_KMS', 'seed_everything', 'generator', 'default_device', 'smoke', 'pick',
-           'package_data', 'data_dir', 'BadInput', 'atomic_path', 'progress']
+           'package_data', 'data_dir', 'BadInput', 'atomic_path', 'progress', 'JsonConfig']
 
 # %% ../nbs/00_core.ipynb #6fc4536f
-import contextlib, os, random, tempfile
+import contextlib, json, os, random, tempfile
+from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Iterable
@@ -110,3 +111,21 @@ def progress(items:Iterable|None=None, # what to go through; None for a bar that
             ) -> Iterable: # the same items
     "A progress bar that appears after two seconds"
     return tqdm(items, desc=desc, total=total, delay=2, leave=False, disable='IN_TEST' in os.environ, **kwargs)
+
+# %% ../nbs/00_core.ipynb #c141d98d
+class JsonConfig:
+    "Frozen dataclasses that go to JSON and back"
+    def to_json(self) -> str: # one JSON object, indented
+        "All fields as JSON"
+        return json.dumps(asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls,
+                  text:str, # what `to_json` wrote; fields that are left out get their defaults
+                 ): # a config of this class
+        "Read it back, lists as tuples; ValueError names a key that is unknown"
+        d,known = json.loads(text), [f.name for f in fields(cls)]
+        if not isinstance(d, dict): raise ValueError(f'{cls.__name__} is read from a JSON object, not from {text[:40]!r}')
+        for key in d:
+            if key not in known: raise ValueError(f'{cls.__name__} has no field {key!r}; it has {", ".join(known)}')
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k,v in d.items()})

@@ -5,7 +5,8 @@ from dataclasses import FrozenInstanceError, replace
 import pytest, torch
 from torch import nn
 
-from stellar_nb.models.specvit import LabelHead, PlainSpecViT, SpecViT, SpecViTConfig, ordered, plain_weights
+from stellar_nb.blocks.heads import LabelHead, ordered
+from stellar_nb.models.specvit import PlainSpecViT, SpecViT, SpecViTConfig, plain_weights
 
 tiny = SpecViTConfig.tiny
 

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from ..blocks.attention import Attention, Block
 from ..blocks.mamba2 import Mamba2
 from ..blocks.patch import PatchEmbedding, sinusoidal
-from .specvit import JsonConfig
+from ..core import JsonConfig
 
 # %% ../../nbs/60_models.mamba_fusion.ipynb #fd9cabba
 MODALITIES = ('spectrum', 'gaia') # in the order of the columns of `present`

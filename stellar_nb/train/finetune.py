@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ..core import *
 from ..data.labels import LabelScale
-from ..models.specvit import LabelHead, SpecViT, SpecViTConfig
+from ..blocks.heads import LabelHead
+from ..models.specvit import SpecViT, SpecViTConfig
 from ..objectives.quantile import pinball
 from .callbacks import add_noise
 from .learner import Repeated, make_learner, train_cosine
