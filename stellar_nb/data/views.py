@@ -37,7 +37,7 @@ class ViewConfig:
     periods:tuple[float,float]=(.2, 70.) # its ends, d
     luminosity:bool=True # scale the first channel by the star's luminosity, 10^(-0.4 M_Kp)
     compress:float=0. # first channel as arcsinh(x/compress) of the flux without its median; 0 as published
-    share:float=.75 # a random view of a short series sees at most this part of it, so that two of them differ
+    share:float=.5 # a random view of a short series sees at least this part of it
 
     def __post_init__(self):
         object.__setattr__(self, 'periods', tuple(map(float, self.periods))) # JSON has lists only
@@ -63,7 +63,7 @@ def paper(cls:ViewConfig): return cls()
 def laptop(cls:ViewConfig): return cls(bin=8, smooth=5, axis='log', grid=512, periods=(.2, 140.), compress=1e-5)
 
 @patch(cls_method=True)
-def quarter(cls:ViewConfig): return cls(points=4320, bin=2, smooth=5, axis='log', grid=512, periods=(.2, 45.), compress=1e-5)
+def quarter(cls:ViewConfig): return cls(points=4320, bin=2, smooth=5, axis='log', grid=512, periods=(.2, 45.), compress=1e-5, share=.3)
 
 @patch(cls_method=True)
 def tiny(cls:ViewConfig): return cls(points=512, bin=4, smooth=3, axis='log', grid=64, periods=(.2, 5.), compress=1e-5)
@@ -291,16 +291,15 @@ def views(flux:Tensor, # (batch, cadence) relative flux, as `stitch` leaves it
     return Views(torch.stack([_by_magnitude(y, some, abs_mag, config), zscore(y, some.to(y.dtype))], 1), freq, some)
 
 # %% ../../nbs/21b_data.views.ipynb #ff6d93fa
-def _starts(seen, config, generator): # (batch,) twice, and the width of both
+def _starts(seen, config, generator): # (2, batch) first cadences, (2, batch) widths
     span,first = (o[:,0] for o in _span(seen))
-    width = (config.share*span).ceil().long().clamp(max=config.points)
-    u = torch.rand(2, len(seen), generator=generator)
+    u,part = torch.rand(2, 2, len(seen), generator=generator)
+    width = ((config.share + (1 - config.share)*part)*span).ceil().long().clamp(max=config.points)
     apart = span >= 2*config.points
     loose = (u*(span - width + 1)).long()
     v = (u*(span - 2*config.points + 1)).long().sort(0).values; v[1] += config.points
     v = torch.where(torch.rand(len(seen), generator=generator) < .5, v, v.flip(0)) # either may come first
-    a,b = first + torch.where(apart, v, loose)
-    return a, b, torch.where(apart, config.points, width)
+    return first + torch.where(apart, v, loose), torch.where(apart, config.points, width)
 
 # %% ../../nbs/21b_data.views.ipynb #8f183d75
 def two_views(flux:Tensor, # (batch, cadence) relative flux
@@ -310,8 +309,7 @@ def two_views(flux:Tensor, # (batch, cadence) relative flux
               generator:torch.Generator|None=None, # draws where the views begin
              ) -> tuple[Views,Views]: # of the same stars
     "Two random views of each star, apart where the series is long enough"
-    a,b,width = _starts(seen, config, generator)
-    return views(flux, seen, abs_mag, config, a, width), views(flux, seen, abs_mag, config, b, width)
+    return tuple(views(flux, seen, abs_mag, config, *o) for o in zip(*_starts(seen, config, generator)))
 
 # %% ../../nbs/21b_data.views.ipynb #c3982080
 def one_view(flux:Tensor, # (batch, cadence) relative flux
