@@ -1418,6 +1418,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'stellar_nb/recipes/lightcurve.py'),
                                                'stellar_nb.recipes.lightcurve._recipe': ( 'recipes.lightcurve.html#_recipe',
                                                                                           'stellar_nb/recipes/lightcurve.py'),
+                                               'stellar_nb.recipes.lightcurve._series': ( 'recipes.lightcurve.html#_series',
+                                                                                          'stellar_nb/recipes/lightcurve.py'),
                                                'stellar_nb.recipes.lightcurve.calibrate_periods': ( 'recipes.lightcurve.html#calibrate_periods',
                                                                                                     'stellar_nb/recipes/lightcurve.py'),
                                                'stellar_nb.recipes.lightcurve.draw_views': ( 'recipes.lightcurve.html#draw_views',

@@ -37,19 +37,24 @@ VIEWS = dict(desa_lightcurve=ViewConfig.laptop(), desa_quarter=ViewConfig.quarte
 LIMITS = dict(desa_lightcurve=(.3, 70.), desa_quarter=(.3, 45.)) # d, periods that a network is asked for
 FULL = tuple(range(2, 17)) # quarters of full length
 
-# %% ../../nbs/92m_recipes.lightcurve.ipynb #a25eb8ce
+# %% ../../nbs/92m_recipes.lightcurve.ipynb #c4184b2f
+_CHUNK = 16 # four-year curves that fit into the processor's cache
+
+def _series(stars, gen, name):
+    "Series of a few stars: quarters brought together, short gaps bridged; magnitudes, some withheld"
+    quarters = SPANS[name] or (FULL[int(torch.randint(len(FULL), (), generator=gen))],)
+    c = mock_lightcurves(stars, gen, quarters)
+    mag = torch.tensor(stars.abs_kepmag.to_numpy('f4')).where(torch.rand(len(stars), generator=gen) > .3, torch.nan)
+    return *fill_gaps(*stitch(c.flux, c.seen, c.quarter)), mag
+
 def mock_series(n:int, # stars
                 generator:torch.Generator, # source of randomness
                 name:str='desa_lightcurve', # the model, a key of `SPANS`
                 part:str='train', # of the Kepler catalogue: 'train', 'calibrate' or 'test'
-               ) -> tuple[Tensor,Tensor,Tensor,pd.DataFrame]: # relative flux and seen (n, cadence), absolute magnitude (n,), the stars
+               ) -> tuple[list,pd.DataFrame]: # relative flux and seen (star, cadence) and absolute magnitude (star,) for a few stars at a time; all stars
     "Light curves on a regular grid, as the views take them"
     stars = draw_targets(n, generator, part)
-    quarters = SPANS[name] or (FULL[int(torch.randint(len(FULL), (), generator=generator))],)
-    c = mock_lightcurves(stars, generator, quarters)
-    flux,seen = fill_gaps(*stitch(c.flux, c.seen, c.quarter))
-    mag = torch.tensor(stars.abs_kepmag.to_numpy('f4')).where(torch.rand(n, generator=generator) > .3, torch.nan)
-    return flux, seen, mag, stars
+    return (_series(stars.iloc[i:i+_CHUNK], generator, name) for i in range(0, n, _CHUNK)), stars
 
 # %% ../../nbs/92m_recipes.lightcurve.ipynb #4ea905a4
 def ln_period(stars:pd.DataFrame, # column prot (d); NaN = none
@@ -76,7 +81,7 @@ class ViewSet:
         take = lambda o: tuple((v[idx].float() if v.is_floating_point() else v[idx]).to(device) for v in o)
         return (*take(self.one), *take(self.two)), self.y[idx].to(device)
 
-# %% ../../nbs/92m_recipes.lightcurve.ipynb #fe5c4ca9
+# %% ../../nbs/92m_recipes.lightcurve.ipynb #d4f380ed
 def draw_views(n:int, # stars
                name:str, # the model
                seed:int=42, # of the stars
@@ -85,14 +90,12 @@ def draw_views(n:int, # stars
                chunk:int=64, # stars at once
               ) -> ViewSet: # of mock stars
     "Mock stars, each seen twice"
-    gen,view,parts = generator(seed),view or VIEWS[name],[]
+    gen,view = generator(seed),view or VIEWS[name]
     half = lambda v: Views(v.flux.half(), v.freq.half(), v.seen)
-    for m in progress([chunk]*(n//chunk) + [n % chunk]*(n % chunk > 0), f'drawing stars for {name}'):
-        flux,seen,mag,stars = mock_series(m, gen, name, part)
-        parts.append((*map(half, two_views(flux, seen, mag, view, gen)), ln_period(stars, LIMITS[name]), stars))
-    one,two,y,stars = zip(*parts)
+    series,stars = mock_series(n, gen, name, part)
+    one,two = zip(*(map(half, two_views(*o, view, gen)) for o in progress(series, f'drawing stars for {name}', -(-n//_CHUNK))))
     cat = lambda vs: Views(*(torch.cat(o) for o in zip(*vs)))
-    return ViewSet(cat(one), cat(two), torch.cat(y), pd.concat(stars, ignore_index=True))
+    return ViewSet(cat(one), cat(two), ln_period(stars, LIMITS[name]), stars)
 
 # %% ../../nbs/92m_recipes.lightcurve.ipynb #c76f2d28
 class TwoViews(nn.Module):
@@ -170,7 +173,7 @@ def train_lightcurve(preset:str='laptop', # a key of `PRESETS`
     net,history = fit_views(data, valid, config, scale, p['epochs'], p['lr'], p['batch'], seed=seed, desc=name, checkpoint=Path(out)/f'{name}-{preset}.checkpoint.safetensors')
     return PeriodModel(net, view, scale, (0., 0.), LIMITS[name]), history, dict(spectra=p['stars'], **p)
 
-# %% ../../nbs/92m_recipes.lightcurve.ipynb #60c7ebfd
+# %% ../../nbs/92m_recipes.lightcurve.ipynb #fc12e3a3
 def mock_answers(model:PeriodModel, # a period model
                  n:int, # stars with a period
                  name:str, # the model's recipe
@@ -178,12 +181,13 @@ def mock_answers(model:PeriodModel, # a period model
                  seed:int=7, # of the stars
                 ) -> tuple[Tensor,pd.DataFrame]: # (star, 5) quantiles of P, d; the stars
     "What a model says of mock rotators"
-    gen,out,stars = generator(seed + dict(train=0, calibrate=1, test=2)[part]),[],[]
-    while sum(map(len, stars)) < n:
-        flux,seen,mag,s = mock_series(128, gen, name, part)
-        ok = ln_period(s, model.limits).isfinite()[:,0]
-        out.append(period_quantiles(model, flux[ok], seen[ok], mag[ok])); stars.append(s[ok.numpy()])
-    return torch.cat(out)[:n], pd.concat(stars, ignore_index=True)[:n]
+    gen = generator(seed + dict(train=0, calibrate=1, test=2)[part])
+    series,stars = mock_series(2*n + 64, gen, name, part)
+    out,ok = [],ln_period(stars, model.limits).isfinite()[:,0]
+    for (flux,seen,mag),m in zip(progress(series, 'mock stars'), ok.split(_CHUNK)):
+        out.append(period_quantiles(model, flux[m], seen[m], mag[m]))
+        if sum(map(len, out)) >= n: break
+    return torch.cat(out)[:n], stars[ok.numpy()][:n].reset_index(drop=True)
 
 # %% ../../nbs/92m_recipes.lightcurve.ipynb #cafdf20e
 def period_margins(q:Tensor, # (star, 5) quantiles of P without margins, d
