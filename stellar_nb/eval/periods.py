@@ -38,14 +38,21 @@ def period_table(true:np.ndarray, # (star,) period, d; NaN = missing
                 'half': w(true, 2*np.asarray(p)), 'double': w(true, np.asarray(p)/2)}
     return pd.DataFrame({k: row(p) for k,p in pred.items()}).T.astype(dict(stars=int))
 
-# %% ../../nbs/86_eval.periods.ipynb #27f67288
-def _without_trend(y, ok, width): # (star, point) minus a running mean over `width` points
-    if not width: return y
-    k = int(width)//2*2 + 1
-    mean = lambda v: F.avg_pool1d(v[:,None], k, 1, k//2, count_include_pad=False)[:,0]
-    return (y - mean(y*ok)/mean(ok).clamp_min(1e-3))*ok
+# %% ../../nbs/86_eval.periods.ipynb #56d1333c
+def _binned(flux, seen, bin): # whole bins
+    n = flux.shape[1]//bin*bin
+    return bin_points(torch.where(seen, flux, 0)[:,:n], seen[:,:n], bin)
 
-# %% ../../nbs/86_eval.periods.ipynb #addc29ad
+def _without_trend(y, ok, width): # (star, point) minus a running mean over `width` points
+    if width < 1: return y
+    n,h = y.shape[1],int(width)//2
+    i = torch.arange(n)
+    def total(v):
+        c = F.pad(v.double().cumsum(1), (1, 0))
+        return c[:,(i + h + 1).clamp(max=n)] - c[:,(i - h).clamp(min=0)]
+    return (y - (total(y*ok)/total(ok).clamp_min(1)).to(y.dtype))*ok
+
+# %% ../../nbs/86_eval.periods.ipynb #c900e74d
 def lomb_scargle(flux:Tensor, # (star, cadence) relative flux
                  seen:Tensor, # (star, cadence) bool
                  periods:tuple[float,float]=(.2, 70.), # shortest and longest period, d
@@ -54,7 +61,7 @@ def lomb_scargle(flux:Tensor, # (star, cadence) relative flux
                  highpass:float=0., # d, width of a running mean that is taken out; 0 = none
                 ) -> np.ndarray: # (star,) d; NaN where fewer than 20 points were seen
     "Period of the highest peak of the Lomb–Scargle periodogram"
-    y,ok = bin_points(torch.where(seen, flux, 0), seen, bin)
+    y,ok = _binned(flux, seen, bin)
     y,t = _without_trend(y, ok.to(y.dtype), highpass/(bin*cadence)),np.arange(y.shape[1])*bin*cadence
     f = np.arange(1/periods[1], 1/max(periods[0], 2*bin*cadence), 1/(5*t[-1]))
     def one(y, ok): return 1/f[np.argmax(LombScargle(t[ok], y[ok]).power(f, method='fast', assume_regular_frequency=True))] if ok.sum() >= 20 else np.nan
@@ -66,7 +73,7 @@ def _blur(r, sigma): # Gaussian over the last axis
     k = torch.exp(-.5*(x/sigma)**2)
     return F.conv1d(F.pad(r[:,None], (len(x)//2,)*2, mode='replicate'), (k/k.sum())[None,None])[:,0]
 
-# %% ../../nbs/86_eval.periods.ipynb #2dbadcd4
+# %% ../../nbs/86_eval.periods.ipynb #80e9d98c
 def acf_peak(flux:Tensor, # (star, cadence) relative flux
              seen:Tensor, # (star, cadence) bool
              periods:tuple[float,float]=(.2, 70.), # shortest and longest period, d
@@ -77,7 +84,7 @@ def acf_peak(flux:Tensor, # (star, cadence) relative flux
              highpass:float=0., # d, width of a running mean that is taken out; 0 = none
             ) -> np.ndarray: # (star,) d; NaN where there is no peak
     "The higher one of the first two peaks of the smoothed autocorrelation (McQuillan et al. 2013)"
-    y,ok = bin_points(torch.where(seen, flux, 0), seen, bin)
+    y,ok = _binned(flux, seen, bin)
     y,step = _without_trend(y, ok.to(y.dtype), highpass/(bin*cadence)),bin*cadence
     r = _blur(acf(y, ok)[:,:int(periods[1]/step) + 2], smooth/step)
     def one(r):
