@@ -81,7 +81,7 @@ def peak(flux, seen, low=.25, high=60.):
 
 
 def test_period_can_be_found(stars):
-    s = stars[(stars.kind == 'rotator') & stars.prot.between(1, 25) & (stars.sph > 1000)].head(24)
+    s = stars[(stars.kind == 'rotator') & stars.prot.between(1, 25) & (stars.sph > 1000)].head(64)
     c = ml.mock_lightcurves(s, generator(2), (5, 6, 7), noise=False, attenuation=0.)
     found = np.array([peak(f.double().numpy(), m.numpy()) for f, m in zip(c.flux, c.seen)])
     ratio = found/s.prot.to_numpy()
