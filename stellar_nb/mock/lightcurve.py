@@ -270,14 +270,14 @@ def _curves(s, quarter, open_, gen, noise, attenuation):
     seen = _seen(len(s), quarter, open_, gen)
     return light.mul_(seen), seen
 
-# %% ../../nbs/12_mock.lightcurve.ipynb #7cfc3f4c
+# %% ../../nbs/12_mock.lightcurve.ipynb #7f114447
 @torch.no_grad()
 def mock_lightcurves(stars:pd.DataFrame, # rows of `draw_targets`
                      generator:torch.Generator, # source of randomness, on the CPU
                      quarters:int|tuple[int,...]=tuple(range(1, 18)), # one or more of 1 to 17
                      noise:bool=True, # False: no photon noise, no offsets, no drifts, no outliers; granulation, attenuation and gaps stay
-                     attenuation:float=.5, # share of the slow changes within a quarter that the pipeline takes away, 0 to 1
-                     chunk:int=32, # stars at a time
+                     attenuation:float=.3, # share of the slow changes within a quarter that the pipeline takes away, 0 to 1
+                     chunk:int=16, # stars at a time; another number draws other curves
                     ) -> MockCurves: # curves on a grid from the first to the last of the quarters
     "Light curves as Kepler would have them; ValueError for a quarter that does not exist"
     quarter,open_ = _calendar(_quarters(quarters))

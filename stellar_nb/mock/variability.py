@@ -40,8 +40,8 @@ def foreshortening(lat:Tensor, # (spot,) rad
     s = lambda m: p*torch.sinc(m*p/torch.pi) # sin(m p)/m, p at m = 0
     return (2*a*s(n) + b*(s(n-1)+s(n+1)))/torch.pi*torch.where(n == 0, .5, 1)
 
-# %% ../../nbs/12b_mock.variability.ipynb #cb92bd03
-BLOCK = 96 # cadences between two points of the grid of envelopes
+# %% ../../nbs/12b_mock.variability.ipynb #30670f13
+BLOCK = 64 # cadences between two points of the grid of envelopes
 
 def _alive(spots, n_grid, step):
     "Number of the spot and of the point of the grid, for all points at which a spot is there"
@@ -101,7 +101,7 @@ def _longitudes(star, n, gen):
     two = base[star]+torch.pi*torch.randint(2, (k,), generator=gen)+.6*torch.randn(k, generator=gen, dtype=torch.float64)
     return torch.where(nest[star], two, _uniform(0, 2*torch.pi, k, gen))
 
-# %% ../../nbs/12b_mock.variability.ipynb #01482e35
+# %% ../../nbs/12b_mock.variability.ipynb #c30be7b1
 def draw_spots(prot:Tensor, # (star,) d, rotation period
                shear:Tensor, # (star,) difference of the rates of equator and pole over that of the equator
                span:float, # d, length of the curves
@@ -110,7 +110,7 @@ def draw_spots(prot:Tensor, # (star,) d, rotation period
               ) -> Spots: # areas of about 1, to be scaled
     "Spots of a population of stars"
     n,prot = len(prot),prot.double()
-    decay = (prot*_uniform(.7, 4, n, generator)).clamp(20, 150)
+    decay = 10**_uniform(1.1, 1.9, n, generator)
     grow,alive = decay/3, 3+7*_uniform(0, 1, n, generator)**2
     span_all = span+3*(grow+decay)
     star = torch.repeat_interleave(torch.poisson(alive*span_all/.886/(grow+decay), generator).long())
