@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CADENCE', 'BLOCK', 'Spots', 'foreshortening', 'spot_envelopes', 'spot_light', 'draw_spots', 'spot_amplitude',
-           'nu_max', 'convective', 'granulation_power', 'oscillation_power', 'frequencies', 'white_power',
+           'nu_max', 'convective', 'red_power', 'granulation_power', 'oscillation_power', 'frequencies', 'white_power',
            'coloured_noise', 'disc_overlap', 'hidden_share', 'Pair', 'ellipsoidal', 'pair_light', 'orbit_light']
 
 # %% ../../nbs/12b_mock.variability.ipynb #7ccd12d1
@@ -40,8 +40,8 @@ def foreshortening(lat:Tensor, # (spot,) rad
     s = lambda m: p*torch.sinc(m*p/torch.pi) # sin(m p)/m, p at m = 0
     return (2*a*s(n) + b*(s(n-1)+s(n+1)))/torch.pi*torch.where(n == 0, .5, 1)
 
-# %% ../../nbs/12b_mock.variability.ipynb #fd5ae2a8
-BLOCK = 32 # cadences between two points of the grid of envelopes
+# %% ../../nbs/12b_mock.variability.ipynb #30670f13
+BLOCK = 64 # cadences between two points of the grid of envelopes
 
 def _alive(spots, n_grid, step):
     "Number of the spot and of the point of the grid, for all points at which a spot is there"
@@ -90,12 +90,18 @@ def spot_light(envelopes:Tensor, # (star, grid, harmonic) complex64
     b = within.flatten(1, 2)
     return (c.real@b.real - c.imag@b.imag).flatten(1)
 
-# %% ../../nbs/12b_mock.variability.ipynb #04243350
+# %% ../../nbs/12b_mock.variability.ipynb #636133cd
 def _sums(x, star, n): return torch.zeros(n, dtype=x.dtype).index_add_(0, star, x)
 
 def _uniform(low, high, n, gen): return low+(high-low)*torch.rand(n, generator=gen, dtype=torch.float64)
 
-# %% ../../nbs/12b_mock.variability.ipynb #816ccd87
+def _longitudes(star, n, gen):
+    "Where spots emerge: around two active longitudes or anywhere"
+    nest,base,k = _uniform(0, 1, n, gen) < .5, _uniform(0, 2*torch.pi, n, gen), len(star)
+    two = base[star]+torch.pi*torch.randint(2, (k,), generator=gen)+.6*torch.randn(k, generator=gen, dtype=torch.float64)
+    return torch.where(nest[star], two, _uniform(0, 2*torch.pi, k, gen))
+
+# %% ../../nbs/12b_mock.variability.ipynb #c30be7b1
 def draw_spots(prot:Tensor, # (star,) d, rotation period
                shear:Tensor, # (star,) difference of the rates of equator and pole over that of the equator
                span:float, # d, length of the curves
@@ -104,8 +110,8 @@ def draw_spots(prot:Tensor, # (star,) d, rotation period
               ) -> Spots: # areas of about 1, to be scaled
     "Spots of a population of stars"
     n,prot = len(prot),prot.double()
-    decay = (prot*_uniform(1.5, 6, n, generator)).clamp(6, 150)
-    grow,alive = (decay/3).clamp(min=2), 2+6*_uniform(0, 1, n, generator)**2
+    decay = 10**_uniform(1.1, 1.9, n, generator)
+    grow,alive = decay/3, 3+7*_uniform(0, 1, n, generator)**2
     span_all = span+3*(grow+decay)
     star = torch.repeat_interleave(torch.poisson(alive*span_all/.886/(grow+decay), generator).long())
     k = len(star)
@@ -117,16 +123,27 @@ def draw_spots(prot:Tensor, # (star,) d, rotation period
     mean = _sums(area*lat.sin()**2, star, n)/_sums(area, star, n).clamp(min=1e-9)
     rate,alpha = 2*torch.pi/prot, shear.double()
     drift = (rate/(1-alpha*mean))[star]*(1-alpha[star]*lat.sin()**2) - rate[star]
-    return Spots(star, time, lat, _uniform(0, 2*torch.pi, k, generator), area, drift, grow[star], decay[star])
+    return Spots(star, time, lat, _longitudes(star, n, generator)-drift*time, area, drift, grow[star], decay[star])
 
-# %% ../../nbs/12b_mock.variability.ipynb #01759e36
+# %% ../../nbs/12b_mock.variability.ipynb #645da8c1
+def _running(x, w):
+    "Mean of x (star, grid) over w (star,) points from each on, the last ones over the last window"
+    c = torch.nn.functional.pad(x.double().cumsum(1), (1, 0))
+    i = torch.minimum(torch.arange(x.shape[1]), (x.shape[1]-w)[:, None])
+    return (c.gather(1, i+w[:, None])-c.gather(1, i))/w[:, None]
+
+# %% ../../nbs/12b_mock.variability.ipynb #e2fa4092
 def spot_amplitude(envelopes:Tensor, # (star, grid, harmonic) complex
+                   prot:Tensor, # (star,) d, rotation period
+                   step:float=BLOCK*CADENCE, # d between two points of the grid
                   ) -> Tensor: # (star,) in the units of the areas
-    "Mean standard deviation of the light over a rotation"
-    z = envelopes[..., 1:]
-    return (z.real**2+z.imag**2).sum(-1).div(2).sqrt().mean(1)
+    "S_ph: mean standard deviation of the light in windows of five rotations"
+    w = (5*prot/step).long().clamp(1, envelopes.shape[1])
+    z,mean = envelopes[..., 1:], envelopes[..., 0].real
+    power = _running((z.real**2+z.imag**2).sum(-1)/2+mean**2, w)-_running(mean, w)**2
+    return power.clamp(min=0).sqrt().mean(1)
 
-# %% ../../nbs/12b_mock.variability.ipynb #0966092a
+# %% ../../nbs/12b_mock.variability.ipynb #0d7e85fe
 def nu_max(logg:Tensor, # (star,) dex
            teff:Tensor, # (star,) K
           ) -> Tensor: # (star,) µHz
@@ -138,16 +155,23 @@ def convective(teff:Tensor, # (star,) K
     "Share of the power of convection that is left: it fades between 6800 and 7800 K"
     return ((7800-teff)/1000).clamp(0, 1)
 
-# %% ../../nbs/12b_mock.variability.ipynb #c70d200b
+# %% ../../nbs/12b_mock.variability.ipynb #662e5e08
+def red_power(freq:Tensor, # (frequency,) µHz
+              rms:Tensor, # (star, 1) ppm, standard deviation of it all
+              turn:Tensor|float, # (star, 1) µHz, where the power falls off
+             ) -> Tensor: # (star, frequency) ppm²/µHz, one-sided
+    "Power that falls with the fourth power of frequency, averaged over long cadences"
+    return rms**2/turn*(8**.5/torch.pi)/(1+(freq/turn).square().square())*torch.sinc(freq*CADENCE*.0864)**2
+
+# %% ../../nbs/12b_mock.variability.ipynb #f4da7f9d
 def granulation_power(freq:Tensor, # (frequency,) µHz
                       numax:Tensor, # (star,) µHz
                      ) -> Tensor: # (star, frequency) ppm²/µHz, one-sided
     "Two components of granulation (Kallinger et al. 2014, eq. 4 and table 2), averaged over long cadences"
     x = numax[:, None]
-    parts = ((3382*x**-.609)**2/b*.9003/(1+(freq/b)**4) for b in (.317*x**.970, .948*x**.992))
-    return sum(parts)*torch.sinc(freq*CADENCE*.0864)**2
+    return sum(red_power(freq, 3382*x**-.609, b) for b in (.317*x**.970, .948*x**.992))
 
-# %% ../../nbs/12b_mock.variability.ipynb #e0bbf83d
+# %% ../../nbs/12b_mock.variability.ipynb #88e70d49
 def oscillation_power(freq:Tensor, # (frequency,) µHz
                       numax:Tensor, # (star,) µHz
                      ) -> Tensor: # (star, frequency) ppm²/µHz, one-sided
@@ -156,7 +180,7 @@ def oscillation_power(freq:Tensor, # (frequency,) µHz
     hump = 2.03e7*x**-2.38*torch.exp(-.5*((freq-x)/(.66*x**.88/2.3548))**2)
     return hump*torch.sinc(freq*CADENCE*.0864)**2
 
-# %% ../../nbs/12b_mock.variability.ipynb #be7f7612
+# %% ../../nbs/12b_mock.variability.ipynb #ab399bfc
 def frequencies(n:int, # cadences
                ) -> Tensor: # (n/2+1,) µHz
     "Frequencies of a curve of `n` long cadences"
@@ -167,7 +191,7 @@ def white_power(sigma:Tensor, # (star,) standard deviation of one cadence, ppm
     "Power of white noise"
     return 2*sigma**2*CADENCE*.0864
 
-# %% ../../nbs/12b_mock.variability.ipynb #41bfad94
+# %% ../../nbs/12b_mock.variability.ipynb #b55e6931
 def coloured_noise(power:Tensor, # (star, n/2+1) ppm²/µHz at `frequencies(n)`, one-sided
                    n:int, # cadences, even
                    generator:torch.Generator, # source of randomness, on the CPU
@@ -177,7 +201,7 @@ def coloured_noise(power:Tensor, # (star, n/2+1) ppm²/µHz at `frequencies(n)`,
     x[:, 0] = 0
     return torch.fft.irfft(x, n=n)
 
-# %% ../../nbs/12b_mock.variability.ipynb #7f3e8cd6
+# %% ../../nbs/12b_mock.variability.ipynb #8b70e3f0
 def disc_overlap(d:Tensor, # (…) distance of the centres
                  r1:Tensor, # (…) radius of one disc
                  r2:Tensor, # (…) radius of the other
@@ -189,7 +213,7 @@ def disc_overlap(d:Tensor, # (…) distance of the centres
     kite = ((r1+r2-d)*(d+r1-r2)*(d-r1+r2)*(d+r1+r2)).clamp(min=0).sqrt()/2
     return r1**2*a + r2**2*b - kite
 
-# %% ../../nbs/12b_mock.variability.ipynb #989acff1
+# %% ../../nbs/12b_mock.variability.ipynb #df9839c1
 def hidden_share(d:Tensor, # (…) distance of the centres
                  r1:Tensor, # (…) radius of the star behind
                  r2:Tensor, # (…) radius of the star in front
@@ -202,7 +226,7 @@ def hidden_share(d:Tensor, # (…) distance of the centres
     w = torch.cat([u*theta.sin()*torch.pi/2/discs, torch.tensor([1-u])]).to(d.dtype)
     return disc_overlap((d/r1)[..., None], x, (r2/r1)[..., None])@w/(torch.pi*(w*x**2).sum())
 
-# %% ../../nbs/12b_mock.variability.ipynb #5ef57512
+# %% ../../nbs/12b_mock.variability.ipynb #7d4580d7
 class Pair(NamedTuple):
     "Two stars on a circular orbit"
     radius:Tensor # (pair,) R☉
@@ -212,14 +236,14 @@ class Pair(NamedTuple):
     light2:Tensor # (pair,) share of the second star in the light
     q:Tensor # (pair,) mass of the second star over that of the first
 
-# %% ../../nbs/12b_mock.variability.ipynb #47cb71dc
+# %% ../../nbs/12b_mock.variability.ipynb #2cf14188
 def ellipsoidal(pair:Pair, # stars and orbits
                ) -> Tensor: # (pair,) half of the full range, share of the light
     "Variation of the light by tides (Morris 1985)"
     bulge = (1-pair.light2)*pair.q*(pair.radius/pair.a)**3 + pair.light2/pair.q*(pair.radius2/pair.a)**3
     return 1.5*bulge*(1-pair.cos_i**2)
 
-# %% ../../nbs/12b_mock.variability.ipynb #7650d238
+# %% ../../nbs/12b_mock.variability.ipynb #fbb4d177
 def pair_light(pair:Pair, # stars and orbits
                phase:Tensor, # (phase,) 0 to 1, 0 with the second star in front
               ) -> Tensor: # (pair, phase) about 1
@@ -230,7 +254,7 @@ def pair_light(pair:Pair, # stars and orbits
     hidden = torch.where(c > 0, (1-l2)*hidden_share(d, r1, r2), l2*hidden_share(d, r2, r1))
     return 1-hidden-ellipsoidal(pair)[:, None]*(2*c**2-1)
 
-# %% ../../nbs/12b_mock.variability.ipynb #3649ea61
+# %% ../../nbs/12b_mock.variability.ipynb #3257a755
 def orbit_light(pair:Pair, # stars and orbits
                 period:Tensor, # (pair,) d, below 80 d, so that a cadence is no less than a phase
                 phase:Tensor, # (pair,) phase at time 0
