@@ -146,14 +146,15 @@ def _running_sum(x, width): # (batch, cadence) over an odd width, by sums of 1, 
         if width >> k+1: x = x[:,:-(1 << k)] + x[:,1 << k:]
     return out
 
-# %% ../../nbs/21b_data.views.ipynb #69d06a7e
+# %% ../../nbs/21b_data.views.ipynb #029666cd
 def smooth(x:Tensor, # (batch, cadence), 0 where not seen
-           seen:Tensor, # (batch, cadence) bool
+           seen:Tensor, # (batch, cadence) bool, or 0. and 1.
            width:int=13, # odd number of cadences
           ) -> Tensor: # (batch, cadence), 0 where not seen
     "Running mean over what was seen (document 002 smooths over 13 cadences)"
     if width == 1: return x
-    return _running_sum(x, width).div_(_running_sum(seen.short(), width).clamp_(min=1)).mul_(seen)
+    m = seen.to(x.dtype) # is itself where it is of that type already
+    return _running_sum(x, width).div_(_running_sum(m, width).clamp_(min=1)).mul_(m)
 
 # %% ../../nbs/21b_data.views.ipynb #f5a06380
 def bin_points(x:Tensor, # (batch, cadence), 0 where not seen
@@ -203,14 +204,14 @@ def _centred(x, seen): # without the mean of what was seen, 0 elsewhere
     x = x.masked_fill(~seen, 0)
     return (x - x.sum(-1, keepdim=True)/seen.sum(-1, keepdim=True).clamp(min=1)).mul_(seen)
 
-# %% ../../nbs/21b_data.views.ipynb #2f0064c7
+# %% ../../nbs/21b_data.views.ipynb #829d89de
 def _of_power(p, n): # ACF at n lags from the power f·f* of a padded series
     r = torch.fft.irfft(p)[...,:n]
     return r/r[...,:1].clamp(min=1e-30)
 
 def _span(seen): # (batch, 1) cadences from the first seen to the last; (batch, 1) the first
     i = torch.arange(1, seen.shape[-1]+1, dtype=torch.int32, device=seen.device)
-    last,first = (seen*i).amax(-1, keepdim=True).long(), seen.shape[-1] - (seen*i.flip(-1)).amax(-1, keepdim=True).long()
+    last,first = i.where(seen, 0).amax(-1, keepdim=True).long(), seen.shape[-1] - i.flip(-1).where(seen, 0).amax(-1, keepdim=True).long()
     return (last - first).clamp(min=0), first.clamp(max=seen.shape[-1]-1)
 
 # %% ../../nbs/21b_data.views.ipynb #15ecfdb9
@@ -272,31 +273,31 @@ class Views(NamedTuple):
     freq:Tensor # (batch, 2, length or grid): ACF, FFT
     seen:Tensor # (batch, length) bool: the point holds a cadence that was observed, or bridged across a short gap
 
-# %% ../../nbs/21b_data.views.ipynb #ebf05631
-def _crop(flux, seen, start, width, n): # n cadences from `start` on, of which `width` count, less their mean; seen; the mean (batch, 1)
+# %% ../../nbs/21b_data.views.ipynb #f5fb480c
+def _crop(flux, seen, start, width, n): # n cadences from `start` on, of which `width` count, less their mean; seen, as bool and as 0. or 1.; the mean (batch, 1)
     if (short := n - flux.shape[-1]) > 0: flux,seen = F.pad(flux, (0, short)), F.pad(seen, (0, short))
     x,ok = (torch.stack([r[i:i+n] for r,i in zip(o, start.tolist())]) for o in (flux, seen))
     if width is not None: ok &= torch.arange(n, device=flux.device) < width[:,None]
-    x = x.masked_fill_(~ok, 0); mean = x.sum(-1, keepdim=True)/ok.sum(-1, keepdim=True).clamp(min=1)
-    return x.sub_(mean).mul_(ok), ok, mean
+    m = ok.to(x.dtype)
+    x = x.where(ok, 0); mean = x.sum(-1, keepdim=True)/m.sum(-1, keepdim=True).clamp(min=1)
+    return x.sub_(mean).mul_(m), ok, m, mean
 
-# %% ../../nbs/21b_data.views.ipynb #68322353
-def _by_magnitude(x, ok, mean, abs_mag, config): # the first channel, of a flux less its mean
+# %% ../../nbs/21b_data.views.ipynb #bc25e020
+def _by_magnitude(x, ok, m, mean, abs_mag, config): # the first channel, of a flux less its mean
     light = abs_mag if config.luminosity else torch.full_like(abs_mag, math.nan)
-    m = _median(x, ok).nan_to_num(0); scale = _light(light, x.dtype)/(m + mean).clamp(min=1e-6)
-    if config.compress: return ((x - m)*(scale/config.compress)).asinh_().mul_(ok)
-    return ((x + mean)*scale).mul_(ok)
+    few = slice(None, None, max(1, config.smooth//(3*config.bin))) # neighbours in a running mean hardly differ
+    mid = _median(x[:,few], ok[:,few]).nan_to_num(0); scale = _light(light, x.dtype)/(mid + mean).clamp(min=1e-6)
+    y = ((x - mid)*(scale/config.compress)).asinh_() if config.compress else (x + mean).mul_(scale)
+    return y.mul_(m)
 
-# %% ../../nbs/21b_data.views.ipynb #1d68abd9
+# %% ../../nbs/21b_data.views.ipynb #61276eb1
 def _views(flux, seen, abs_mag, start, width, out, config): # one piece of a batch, into `out`
-    x,ok,mean = _crop(flux, seen, start, width, config.points)
-    x = smooth(x, ok, config.smooth)
-    z = zscore(x, ok.to(x.dtype))
+    x,ok,m,mean = _crop(flux, seen, start, width, config.points)
+    x = smooth(x, m, config.smooth); z = zscore(x, m)
     f = torch.fft.rfft(z, 2*config.points); p = f*f.conj()
     out.freq[:,0],out.freq[:,1] = _log_axis(p, config) if config.axis == 'log' else _linear_axis(p, ok, config)
-    if config.bin > 1:
-        x,ok = bin_points(x, ok, config.bin); z = zscore(x, ok.to(x.dtype))
-    out.flux[:,0],out.flux[:,1],out.seen[:] = _by_magnitude(x, ok, mean, abs_mag, config), z, ok
+    if config.bin > 1: x,ok = bin_points(x, ok, config.bin); m = ok.to(x.dtype); z = zscore(x, m)
+    out.flux[:,0],out.flux[:,1],out.seen[:] = _by_magnitude(x, ok, m, mean, abs_mag, config), z, ok
 
 # %% ../../nbs/21b_data.views.ipynb #790232e5
 def views(flux:Tensor, # (batch, cadence) relative flux, as `stitch` leaves it
