@@ -273,9 +273,9 @@ class Views(NamedTuple):
     freq:Tensor # (batch, 2, length or grid): ACF, FFT
     seen:Tensor # (batch, length) bool: the point holds a cadence that was observed, or bridged across a short gap
 
-# %% ../../nbs/21b_data.views.ipynb #f5fb480c
+# %% ../../nbs/21b_data.views.ipynb #66055f31
 def _crop(flux, seen, start, width, n): # n cadences from `start` on, of which `width` count, less their mean; seen, as bool and as 0. or 1.; the mean (batch, 1)
-    if (short := n - flux.shape[-1]) > 0: flux,seen = F.pad(flux, (0, short)), F.pad(seen, (0, short))
+    if (short := int(start.max()) + n - flux.shape[-1]) > 0: flux,seen = F.pad(flux, (0, short)), F.pad(seen, (0, short))
     x,ok = (torch.stack([r[i:i+n] for r,i in zip(o, start.tolist())]) for o in (flux, seen))
     if width is not None: ok &= torch.arange(n, device=flux.device) < width[:,None]
     m = ok.to(x.dtype)
