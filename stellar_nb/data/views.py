@@ -115,37 +115,48 @@ def stitch(flux:Tensor, # (batch, cadence) any unit; not looked at where not see
         out[:,o] = torch.where(ok, x, out[:,o])
     return out.nan_to_num(0, 0, 0), seen & out.isfinite() & (out != 0)
 
-# %% ../../nbs/21b_data.views.ipynb #fb7f5c05
-def _neighbours(seen): # places of the last seen point up to here (-1: none) and of the next one (n: none)
-    i = torch.arange(seen.shape[-1], device=seen.device).expand_as(seen)
-    before = i.masked_fill(~seen, -1).cummax(-1).values
-    behind = i.masked_fill(~seen, seen.shape[-1]).flip(-1).cummin(-1).values.flip(-1)
-    return i, before, behind
+# %% ../../nbs/21b_data.views.ipynb #ff08add3
+def _holes(seen): # flat places (hole,) of what was not seen, and of the seen points before and behind its gap (-1 where the series ends first)
+    n,hole = seen.shape[-1], (~seen).flatten().nonzero()[:,0]
+    first = (torch.diff(hole, prepend=hole.new_tensor([-2])) > 1) | (hole%n == 0) # of its gap
+    begin = hole[first]; gap = first.cumsum(0) - 1
+    end = begin + gap.bincount(minlength=len(begin)) # one behind the last
+    return hole, (begin - 1).masked_fill_(begin%n == 0, -1)[gap], end.masked_fill(end%n == 0, -1)[gap]
 
-# %% ../../nbs/21b_data.views.ipynb #a3f130cc
+# %% ../../nbs/21b_data.views.ipynb #13f8a9d5
 def fill_gaps(flux:Tensor, # (batch, cadence)
               seen:Tensor, # (batch, cadence) bool
               longest:int=12, # gaps up to this many cadences count as seen; 12 are six hours
              ) -> tuple[Tensor,Tensor]: # flux, a straight line across each gap and the nearest value beyond the ends; seen
-    "Linear interpolation of whatever was not seen; gaps longer than `longest` stay marked"
-    n = flux.shape[-1]; i,before,behind = _neighbours(seen)
-    y = flux.masked_fill(~seen, 0)
-    a,b = y.gather(-1, before.clamp(min=0)), y.gather(-1, behind.clamp(max=n-1))
-    a,b = a.where(before >= 0, b), b.where(behind < n, a)
-    t = (i - before)/(behind - before).clamp(min=1)
-    return torch.lerp(a, b, t.to(y.dtype)), seen | ((behind - before - 1 <= longest) & (before >= 0) & (behind < n))
+    "Linear interpolation of whatever was not seen; gaps longer than `longest` stay marked; 0 for a star of which nothing was"
+    hole,before,behind = _holes(seen); lone = (before < 0) | (behind < 0) # beyond the first or the last
+    l,r = before.where(before >= 0, behind), behind.where(behind >= 0, before)
+    y,ok = flux.flatten().clone(), seen.flatten().clone()
+    t = ((hole - l)/(r - l).clamp(min=1)).masked_fill_(lone, 0).to(y.dtype)
+    y[hole] = torch.lerp(y[l.clamp(min=0)], y[r.clamp(min=0)], t).masked_fill_(l < 0, 0)
+    ok[hole] = ~lone & (r - l - 1 <= longest)
+    return y.view_as(flux), ok.view_as(seen)
 
-# %% ../../nbs/21b_data.views.ipynb #495f81aa
+# %% ../../nbs/21b_data.views.ipynb #13e10d55
+def _running_sum(x, width): # (batch, cadence) over an odd width, by sums of 1, 2, 4, … points
+    n,at = x.shape[-1], 0
+    x,out = F.pad(x, (width//2, width//2)), torch.zeros_like(x)
+    for k in range(width.bit_length()):
+        if width >> k & 1: out += x[:,at:at+n]; at += 1 << k
+        if width >> k+1: x = x[:,:-(1 << k)] + x[:,1 << k:]
+    return out
+
+# %% ../../nbs/21b_data.views.ipynb #029666cd
 def smooth(x:Tensor, # (batch, cadence), 0 where not seen
-           seen:Tensor, # (batch, cadence) bool
+           seen:Tensor, # (batch, cadence) bool, or 0. and 1.
            width:int=13, # odd number of cadences
           ) -> Tensor: # (batch, cadence), 0 where not seen
     "Running mean over what was seen (document 002 smooths over 13 cadences)"
     if width == 1: return x
-    mean = lambda v: F.avg_pool1d(v[:,None], width, 1, width//2)[:,0]
-    return mean(x).div_(mean(seen.to(x.dtype)).clamp_(min=.5/width)).mul_(seen)
+    m = seen.to(x.dtype) # is itself where it is of that type already
+    return _running_sum(x, width).div_(_running_sum(m, width).clamp_(min=1)).mul_(m)
 
-# %% ../../nbs/21b_data.views.ipynb #c2532eb2
+# %% ../../nbs/21b_data.views.ipynb #f5a06380
 def bin_points(x:Tensor, # (batch, cadence), 0 where not seen
                seen:Tensor, # (batch, cadence) bool
                bin:int=1, # cadences a point
@@ -155,7 +166,7 @@ def bin_points(x:Tensor, # (batch, cadence), 0 where not seen
     n = seen.unflatten(-1, (-1, bin)).sum(-1)
     return x.unflatten(-1, (-1, bin)).sum(-1)/n.clamp(min=1), n > 0
 
-# %% ../../nbs/21b_data.views.ipynb #dd7d382f
+# %% ../../nbs/21b_data.views.ipynb #499958a1
 def absolute_magnitude(mag:Tensor, # apparent magnitude, in the band of the light curve
                        distance:Tensor, # pc
                        extinction:Tensor|float=0., # in the same band, mag
@@ -163,7 +174,11 @@ def absolute_magnitude(mag:Tensor, # apparent magnitude, in the band of the ligh
     "m - 5 log10(d/10 pc) - A"
     return mag - 5*(distance/10).log10() - extinction
 
-# %% ../../nbs/21b_data.views.ipynb #f2b4bf4e
+# %% ../../nbs/21b_data.views.ipynb #75e4d235
+def _light(abs_mag, dtype): # (batch, 1) luminosity in units of magnitude 0; 1 where unknown
+    return 10**(-.4*abs_mag.nan_to_num(0).to(dtype))[:,None]
+
+# %% ../../nbs/21b_data.views.ipynb #27e216a6
 def magnitude_normalise(flux:Tensor, # (batch, cadence)
                         seen:Tensor, # (batch, cadence) bool
                         abs_mag:Tensor, # (batch,) absolute magnitude M_Kp; NaN where unknown
@@ -172,10 +187,9 @@ def magnitude_normalise(flux:Tensor, # (batch, cadence)
     "Relative flux times luminosity"
     if literal: return torch.where(seen, flux*2**abs_mag.nan_to_num(0).to(flux.dtype)[:,None], 0)
     m = _median(flux, seen)
-    light = 10**(-.4*abs_mag.nan_to_num(0).to(flux.dtype))[:,None]
-    return torch.where(seen, flux/m.where(m > 0, 1)*light, 0)
+    return torch.where(seen, flux*(_light(abs_mag, flux.dtype)/m.where(m > 0, 1)), 0)
 
-# %% ../../nbs/21b_data.views.ipynb #e270108f
+# %% ../../nbs/21b_data.views.ipynb #71b6e927
 def acf_naive(x:Tensor, # (batch, cadence)
               seen:Tensor|None=None, # (batch, cadence) bool
              ) -> Tensor: # (batch, cadence) at lags 0, 1, 2, … cadences
@@ -184,36 +198,37 @@ def acf_naive(x:Tensor, # (batch, cadence)
     r = torch.stack([(x[:,:n-k]*x[:,k:]).sum(-1) for k in range(n)], -1)
     return r/r[:,:1].clamp(min=1e-30)
 
-# %% ../../nbs/21b_data.views.ipynb #fb6347c4
+# %% ../../nbs/21b_data.views.ipynb #c0f5cc2a
 def _centred(x, seen): # without the mean of what was seen, 0 elsewhere
     if seen is None: return x - x.mean(-1, keepdim=True)
     x = x.masked_fill(~seen, 0)
     return (x - x.sum(-1, keepdim=True)/seen.sum(-1, keepdim=True).clamp(min=1)).mul_(seen)
 
-# %% ../../nbs/21b_data.views.ipynb #ee396873
-def _of_power(f, n): # ACF at n lags from the transform of a padded series
-    r = torch.fft.irfft(f.real**2 + f.imag**2)[...,:n]
+# %% ../../nbs/21b_data.views.ipynb #829d89de
+def _of_power(p, n): # ACF at n lags from the power f·f* of a padded series
+    r = torch.fft.irfft(p)[...,:n]
     return r/r[...,:1].clamp(min=1e-30)
 
 def _span(seen): # (batch, 1) cadences from the first seen to the last; (batch, 1) the first
-    i = torch.arange(1, seen.shape[-1]+1, device=seen.device)
-    last,first = (seen*i).amax(-1, keepdim=True), seen.shape[-1] - (seen*i.flip(-1)).amax(-1, keepdim=True)
+    i = torch.arange(1, seen.shape[-1]+1, dtype=torch.int32, device=seen.device)
+    last,first = i.where(seen, 0).amax(-1, keepdim=True).long(), seen.shape[-1] - i.flip(-1).where(seen, 0).amax(-1, keepdim=True).long()
     return (last - first).clamp(min=0), first.clamp(max=seen.shape[-1]-1)
 
-# %% ../../nbs/21b_data.views.ipynb #4f6ec511
+# %% ../../nbs/21b_data.views.ipynb #15ecfdb9
 def acf(x:Tensor, # (batch, cadence)
         seen:Tensor|None=None, # (batch, cadence) bool
         scaled:bool=False, # z-score over the lags that the series has, as document 002 does
        ) -> Tensor: # (batch, cadence) at lags 0, 1, 2, … cadences; 1 at lag 0 unless scaled
     "Autocorrelation of a batch by FFT"
     n = x.shape[-1]
-    r = _of_power(torch.fft.rfft(_centred(x, seen), 2*next_fast_len(n, real=True)), n)
+    f = torch.fft.rfft(_centred(x, seen), 2*next_fast_len(n, real=True))
+    r = _of_power(f*f.conj(), n)
     if not scaled: return r
     return zscore(r, _lagged(seen, n).float() if seen is not None else torch.ones_like(r))
 
 def _lagged(seen, n): return torch.arange(n, device=seen.device) < _span(seen)[0] # (batch, n) lags within the series
 
-# %% ../../nbs/21b_data.views.ipynb #97593725
+# %% ../../nbs/21b_data.views.ipynb #31a97475
 def _resize(x, n): # (batch, n) by linear interpolation, ends kept
     return x if x.shape[-1] == n else F.interpolate(x[:,None], n, mode='linear', align_corners=True)[:,0]
 
@@ -224,7 +239,7 @@ def amplitude_spectrum(x:Tensor, # (batch, cadence), mean removed, 0 where not s
     a = torch.fft.rfft(x).abs().log1p()
     return _resize(a, n or a.shape[-1])
 
-# %% ../../nbs/21b_data.views.ipynb #0fb90a20
+# %% ../../nbs/21b_data.views.ipynb #1c0d11bb
 @lru_cache(16)
 def _share_out(config, device): # from the transform of a padded view to periods: first and last coefficient, bin of each, place of each period
     p,n = config.lags, 2*config.points
@@ -234,63 +249,75 @@ def _share_out(config, device): # from the transform of a padded view to periods
     k = k[(j >= 0) & (j < config.grid)].long()
     return int(k[0]), int(k[-1])+1, j[k-1].to(device), (n*config.cadence/p).to(device)
 
-# %% ../../nbs/21b_data.views.ipynb #78e8096a
+# %% ../../nbs/21b_data.views.ipynb #432fe2c3
 def _between(x, at): # (batch, len(at)) x at fractional places
     k = at.long().clamp(max=x.shape[-1]-2)
     return torch.lerp(x[:,k], x[:,k+1], (at - k).to(x.dtype))
 
-def _log_axis(f, config): # (batch, 2, grid) from the transform (batch, points+1) of a padded view
-    lo,hi,j,at = _share_out(config, f.device)
-    a = f.abs()
+def _log_axis(p, config): # ACF and FFT (batch, grid) from the power (batch, points+1) of a padded view
+    lo,hi,j,at = _share_out(config, p.device)
+    a = p.real.sqrt()
     top = _between(a, at).scatter_reduce_(1, j.expand(len(a), -1), a[:,lo:hi], 'amax').log1p()
-    r = _between(_of_power(f, config.points), (config.lags/config.cadence).to(f.device))
-    return torch.stack([r, zscore(top, torch.ones_like(top))], 1)
+    r = _between(_of_power(p, config.points), (config.lags/config.cadence).to(p.device))
+    return r, zscore(top, torch.ones_like(top))
 
-# %% ../../nbs/21b_data.views.ipynb #6f3bed63
-def _linear_axis(f, seen, config): # (batch, 2, length), as published
-    r = zscore(_of_power(f, config.points), _lagged(seen, config.points).float())
-    return torch.stack([r[:,::config.bin], _resize(f[:,::2].abs().log1p(), config.length)], 1) # every second coefficient is that of the unpadded view
+# %% ../../nbs/21b_data.views.ipynb #62e81e19
+def _linear_axis(p, seen, config): # ACF and FFT (batch, length), as published
+    r = zscore(_of_power(p, config.points), _lagged(seen, config.points).float())
+    return r[:,::config.bin], _resize(p.real[:,::2].sqrt().log1p_(), config.length) # every second coefficient is that of the unpadded view
 
-# %% ../../nbs/21b_data.views.ipynb #65ef21cd
+# %% ../../nbs/21b_data.views.ipynb #ad299a16
 class Views(NamedTuple):
     "What a network sees of a batch of light curves"
     flux:Tensor # (batch, 2, length): by magnitude, z-scored; 0 where not seen
     freq:Tensor # (batch, 2, length or grid): ACF, FFT
     seen:Tensor # (batch, length) bool: the point holds a cadence that was observed, or bridged across a short gap
 
-# %% ../../nbs/21b_data.views.ipynb #b4ab57f6
-def _crop(flux, seen, start, width, n): # n cadences from `start` on, of which `width` count; 0 where not seen
-    i = torch.arange(n, device=flux.device); at = start[:,None] + i
-    inside = (i < width[:,None]) & (at < flux.shape[-1])
-    at = at.clamp_(max=flux.shape[-1]-1)
-    ok = seen.gather(1, at) & inside
-    return flux.gather(1, at).masked_fill_(~ok, 0), ok
+# %% ../../nbs/21b_data.views.ipynb #66055f31
+def _crop(flux, seen, start, width, n): # n cadences from `start` on, of which `width` count, less their mean; seen, as bool and as 0. or 1.; the mean (batch, 1)
+    if (short := int(start.max()) + n - flux.shape[-1]) > 0: flux,seen = F.pad(flux, (0, short)), F.pad(seen, (0, short))
+    x,ok = (torch.stack([r[i:i+n] for r,i in zip(o, start.tolist())]) for o in (flux, seen))
+    if width is not None: ok &= torch.arange(n, device=flux.device) < width[:,None]
+    m = ok.to(x.dtype)
+    x = x.where(ok, 0); mean = x.sum(-1, keepdim=True)/m.sum(-1, keepdim=True).clamp(min=1)
+    return x.sub_(mean).mul_(m), ok, m, mean
 
-# %% ../../nbs/21b_data.views.ipynb #7080b7b6
-def _by_magnitude(x, ok, abs_mag, config): # the first channel
-    x = magnitude_normalise(x, ok, abs_mag if config.luminosity else torch.full_like(abs_mag, math.nan))
-    if not config.compress: return x
-    m = _median(x, ok).nan_to_num(0)
-    return ((x - m)/config.compress).asinh_().mul_(ok)
+# %% ../../nbs/21b_data.views.ipynb #bc25e020
+def _by_magnitude(x, ok, m, mean, abs_mag, config): # the first channel, of a flux less its mean
+    light = abs_mag if config.luminosity else torch.full_like(abs_mag, math.nan)
+    few = slice(None, None, max(1, config.smooth//(3*config.bin))) # neighbours in a running mean hardly differ
+    mid = _median(x[:,few], ok[:,few]).nan_to_num(0); scale = _light(light, x.dtype)/(mid + mean).clamp(min=1e-6)
+    y = ((x - mid)*(scale/config.compress)).asinh_() if config.compress else (x + mean).mul_(scale)
+    return y.mul_(m)
 
-# %% ../../nbs/21b_data.views.ipynb #2b0f2a28
+# %% ../../nbs/21b_data.views.ipynb #61276eb1
+def _views(flux, seen, abs_mag, start, width, out, config): # one piece of a batch, into `out`
+    x,ok,m,mean = _crop(flux, seen, start, width, config.points)
+    x = smooth(x, m, config.smooth); z = zscore(x, m)
+    f = torch.fft.rfft(z, 2*config.points); p = f*f.conj()
+    out.freq[:,0],out.freq[:,1] = _log_axis(p, config) if config.axis == 'log' else _linear_axis(p, ok, config)
+    if config.bin > 1: x,ok = bin_points(x, ok, config.bin); m = ok.to(x.dtype); z = zscore(x, m)
+    out.flux[:,0],out.flux[:,1],out.seen[:] = _by_magnitude(x, ok, m, mean, abs_mag, config), z, ok
+
+# %% ../../nbs/21b_data.views.ipynb #790232e5
 def views(flux:Tensor, # (batch, cadence) relative flux, as `stitch` leaves it
           seen:Tensor, # (batch, cadence) bool
           abs_mag:Tensor, # (batch,) absolute magnitude; NaN where unknown
           config:ViewConfig=ViewConfig(), # what is shown
           start:Tensor|None=None, # (batch,) first cadence; None for the first of all
           width:Tensor|None=None, # (batch,) cadences that count; None for all of a view
+          chunk:int=16, # stars at a time, few enough for a processor's cache
          ) -> Views: # the channels
     "Crop at `start`, smooth, and make the four channels"
-    start = torch.zeros(len(flux), dtype=torch.long, device=flux.device) if start is None else start
-    x,ok = _crop(flux, seen, start, torch.full_like(start, config.points) if width is None else width, config.points)
-    x = smooth(x, ok, config.smooth)
-    y,some = bin_points(x, ok, config.bin)
-    f = torch.fft.rfft(zscore(x, ok.to(x.dtype)), 2*config.points)
-    freq = _log_axis(f, config) if config.axis == 'log' else _linear_axis(f, ok, config)
-    return Views(torch.stack([_by_magnitude(y, some, abs_mag, config), zscore(y, some.to(y.dtype))], 1), freq, some)
+    n = len(flux); start = torch.zeros(n, dtype=torch.long) if start is None else start
+    new = lambda *shape, **kw: torch.empty(n, *shape, device=flux.device, **kw)
+    out = Views(new(2, config.length), new(2, config.grid if config.axis == 'log' else config.length), new(config.length, dtype=torch.bool))
+    for i in range(0, n, chunk):
+        o = slice(i, i+chunk)
+        _views(flux[o].float(), seen[o], abs_mag[o], start[o], None if width is None else width[o], Views(*(v[o] for v in out)), config)
+    return out
 
-# %% ../../nbs/21b_data.views.ipynb #ff6d93fa
+# %% ../../nbs/21b_data.views.ipynb #6b924603
 def _starts(seen, config, generator): # (2, batch) first cadences, (2, batch) widths
     span,first = (o[:,0] for o in _span(seen))
     u,part = torch.rand(2, 2, len(seen), generator=generator)
@@ -301,7 +328,7 @@ def _starts(seen, config, generator): # (2, batch) first cadences, (2, batch) wi
     v = torch.where(torch.rand(len(seen), generator=generator) < .5, v, v.flip(0)) # either may come first
     return first + torch.where(apart, v, loose), torch.where(apart, config.points, width)
 
-# %% ../../nbs/21b_data.views.ipynb #8f183d75
+# %% ../../nbs/21b_data.views.ipynb #b38a672e
 def two_views(flux:Tensor, # (batch, cadence) relative flux
               seen:Tensor, # (batch, cadence) bool
               abs_mag:Tensor, # (batch,) absolute magnitude; NaN where unknown
@@ -311,7 +338,7 @@ def two_views(flux:Tensor, # (batch, cadence) relative flux
     "Two random views of each star, apart where the series is long enough"
     return tuple(views(flux, seen, abs_mag, config, *o) for o in zip(*_starts(seen, config, generator)))
 
-# %% ../../nbs/21b_data.views.ipynb #c3982080
+# %% ../../nbs/21b_data.views.ipynb #a7161ff1
 def one_view(flux:Tensor, # (batch, cadence) relative flux
              seen:Tensor, # (batch, cadence) bool
              abs_mag:Tensor, # (batch,) absolute magnitude; NaN where unknown
