@@ -17,7 +17,7 @@ from ..blocks.conformer import ConformerLayer, blank, mean_token
 from ..blocks.heads import LabelHead
 from ..core import JsonConfig
 
-# %% ../../nbs/40_encoders.spectra.ipynb #ef9acf49
+# %% ../../nbs/40_encoders.spectra.ipynb #a556edbf
 @dataclass(frozen=True)
 class SpectraEncoderConfig(JsonConfig):
     "Sizes of a `SpectraEncoder` and what hangs on it; ValueError in one sentence if they do not fit together"
@@ -30,7 +30,6 @@ class SpectraEncoderConfig(JsonConfig):
     depth:int=8                       # Conformer layers
     heads:int=8                       # attention heads; divides the last of `channels`
     ffn:int=4                         # inner width of the feed-forward network, in units of the width
-    positions:str='none'              # 'none', or 'learned': added to the tokens
     dropout:float=.2                  # on what each branch adds and in the head
     hidden:int=1024                   # width between embedding and labels
     decoder:tuple[int,...]=()         # channels between the transposed convolutions; () = those of the blocks, backwards
@@ -38,11 +37,10 @@ class SpectraEncoderConfig(JsonConfig):
     quantiles:tuple[float,...]=(.1, .25, .5, .75, .9) # levels in (0, 1), increasing
 
     def __post_init__(self):
-        if self.length % self.token: raise ValueError(f'a length of {self.length} pixels is no multiple of {self.token}, the pixels of a token')
+        if self.length % self.patch: raise ValueError(f'a length of {self.length} pixels is no multiple of {self.patch}, the pixels of a token')
         if self.width % self.heads: raise ValueError(f'{self.heads} heads do not divide a width of {self.width}')
         if (self.kernel - self.stride) % 2 or self.kernel < self.stride: raise ValueError(f'a kernel of {self.kernel} pixels does not cover steps of {self.stride} evenly')
         if self.down not in ('max', 'stride'): raise ValueError(f"down is 'max' or 'stride', not {self.down!r}")
-        if self.positions not in ('none', 'learned'): raise ValueError(f"positions are 'none' or 'learned', not {self.positions!r}")
         if self.decoder and len(self.decoder) != len(self.channels): raise ValueError(f'{len(self.channels)} blocks need {len(self.channels)} channels in the decoder, not {len(self.decoder)}')
         if not self.quantiles or list(self.quantiles) != sorted(set(self.quantiles)) or not all(0 < q < 1 for q in self.quantiles):
             raise ValueError(f'quantiles must increase between 0 and 1, not {self.quantiles}')
@@ -50,9 +48,9 @@ class SpectraEncoderConfig(JsonConfig):
     @property
     def width(self) -> int: return self.channels[-1] # features of a token and of a star
     @property
-    def token(self) -> int: return self.stride*2**len(self.channels) # pixels of a token
+    def patch(self) -> int: return self.stride*2**len(self.channels) # pixels that a token stands for
 
-# %% ../../nbs/40_encoders.spectra.ipynb #437a81df
+# %% ../../nbs/40_encoders.spectra.ipynb #b09b3ec7
 @patch(cls_method=True)
 def paper(cls:SpectraEncoderConfig,
           **changes, # fields that differ
@@ -65,7 +63,7 @@ def laptop(cls:SpectraEncoderConfig,
            **changes, # fields that differ
           ) -> SpectraEncoderConfig: # 54 tokens, 96 wide, 2 layers
     "LAMOST spectra on a CPU core"
-    return cls(**{**dict(length=3456, stem=24, kernel=8, stride=4, channels=(32, 48, 64, 96), down='stride', depth=2, heads=4, positions='learned', dropout=0.,
+    return cls(**{**dict(length=3456, stem=24, kernel=8, stride=4, channels=(32, 48, 64, 96), down='stride', depth=2, heads=4, dropout=0.,
                          hidden=192, decoder=(48, 32, 24, 16)), **changes})
 
 @patch(cls_method=True)
@@ -117,7 +115,7 @@ class SpectraCNN(nn.Module):
         "Zeros where no pixel is good"
         return z if good is None else z*stretches(good, size)[:,None]
 
-# %% ../../nbs/40_encoders.spectra.ipynb #34543ff9
+# %% ../../nbs/40_encoders.spectra.ipynb #3f7a4167
 class SpectraEncoder(nn.Module):
     "CNN and Conformer (document 002, §3.1.1)"
     def __init__(self,
@@ -126,8 +124,6 @@ class SpectraEncoder(nn.Module):
         super().__init__()
         c = self.config = config
         self.cnn = SpectraCNN(c)
-        self.pos = nn.Parameter(torch.empty(c.length//c.token, c.width)) if c.positions == 'learned' else None
-        if self.pos is not None: nn.init.trunc_normal_(self.pos, std=.02)
         self.conformer = nn.ModuleList([ConformerLayer(c.width, c.heads, ffn=c.ffn, dropout=c.dropout) for _ in range(c.depth)])
 
     def forward(self,
@@ -135,7 +131,7 @@ class SpectraEncoder(nn.Module):
                 good:Tensor|None=None, # (b, pixel) bool, True = usable; None = all are
                ) -> tuple[Tensor,Tensor]: # (b, token, width) the CNN's feature map, (b, width) the star's embedding
         features,seen = self.cnn(x, good), self.seen(good)
-        z = features if self.pos is None else features + self.pos
+        z = features
         for layer in self.conformer: z = layer(z, seen)
         return features, mean_token(z, seen)
 
@@ -144,7 +140,7 @@ class SpectraEncoder(nn.Module):
             ) -> Tensor|None: # (b, token) bool
         "Which tokens have a good pixel"
         if good is None: return None
-        seen = stretches(good, self.config.token)
+        seen = stretches(good, self.config.patch)
         return None if seen.all() else seen # nothing to hide, and attention without a mask is faster
 
 # %% ../../nbs/40_encoders.spectra.ipynb #2c1eb745

@@ -21,9 +21,7 @@ from ..core import *
 from ..data.labels import LabelScale
 from ..data.splits import kfold_by_star
 from ..eval.baselines import BoostingPCA, RidgePCA
-from ..models.specvit import SpecViT
-from ..objectives.quantile import conformal_margin
-from ..pretrained import LabelModel, load_pretrained
+from ..pretrained import LabelModel, load_pretrained, read_inputs
 from .core import *
 from ..train.finetune import HidePatches, finetune, rescale_head
 
@@ -66,23 +64,20 @@ def adapt(model:LabelModel, # trained on something else
     if start not in ('model', 'none'): raise ValueError(f"start is 'model' or 'none', not {start!r}")
     seed_everything(seed)
     scale = LabelScale.fit(model.labels, y)
-    net = copy.deepcopy(model.model) if start == 'model' else SpecViT(model.model.config)
+    net = copy.deepcopy(model.model) if start == 'model' else type(model.model)(model.model.config)
     if start == 'model': rescale_head(net.head, model.scale, scale)
     finetune(net, (x, good), scale.encode(y), epochs=epochs, lr=lr, seed=seed, cbs=(HidePatches(.1, net.config.patch),))
     limits = {k: (v[v.isfinite()].min().item(), v[v.isfinite()].max().item()) for k,v in zip(model.labels, y.T)}
     card = f'# {model.name}, trained further\n{len(y)} real spectra, start from the {"model" if start == "model" else "beginning"}; intervals as calibrated since. The detector of strange spectra is the old one.\n'
-    return replace(model, model=net, scale=scale, margin=(0.,)*len(model.labels), limits=limits, card=card)
+    return without_margins(replace(model, model=net, scale=scale, limits=limits, card=card))
 
 # %% ../../nbs/92g_recipes.real.ipynb #eb75e5f2
-@torch.no_grad()
 def predict_inputs(model:LabelModel, # any
                    x:Tensor, # (star, pixel) its input
                    good:Tensor, # (star, pixel) bool
-                  ) -> Tensor: # (star, label, 3) lower end, median, upper end in physical units
+                  ) -> Tensor: # (star, label, level) lower end, median, upper end in physical units
     "As `quantiles`, for spectra that are preprocessed already"
-    q = torch.cat([model.scale.decode(model.model.eval()(a, b)) for a,b in zip(x.split(128), good.split(128))])
-    margin = q.new_tensor(model.margin)
-    return torch.stack([q[..., 0] - margin, q[..., 1], q[..., 2] + margin], -1).sort(-1).values
+    return torch.cat([read_inputs(model, a, b) for a,b in zip(x.split(128), good.split(128))])
 
 # %% ../../nbs/92g_recipes.real.ipynb #ed843784
 def recalibrate(model:LabelModel, # adapted
@@ -91,8 +86,8 @@ def recalibrate(model:LabelModel, # adapted
                 y:Tensor, # (star, label) their labels, physical units
                ) -> LabelModel: # the same with margins
     "Intervals that hold the promised share of these stars"
-    q = predict_inputs(replace(model, margin=(0.,)*len(model.labels)), x, good)
-    return replace(model, margin=tuple(conformal_margin(q[..., 0], q[..., 2], y, model.coverage).tolist()))
+    q = predict_inputs(without_margins(model), x, good)
+    return with_margins(model, q, y)
 
 # %% ../../nbs/92g_recipes.real.ipynb #4ad7ad03
 SIZES = (50, 100, 200, 400, 800, 0) # training stars; 0 = all of the fold
