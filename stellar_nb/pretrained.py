@@ -23,11 +23,13 @@ from .data.labels import LabelScale
 from .data.preprocess import PreprocessConfig, stack
 from .data.spectra import Spectrum
 from .data.xp import XpInput
+from .encoders.lightcurve import DesaLightCurve, LightCurveEncoderConfig
 from .encoders.spectra import DesaSpectra, SpectraEncoderConfig
 from .eval.domain import Domain
 from .models.mamba_fusion import StarClassifierConfig, StarClassifierFusion
 from .models.specvit import SpecViT, SpecViTConfig
 from .objectives.quantile import widen
+from .periods import PeriodModel, restore_periods
 
 # %% ../nbs/90_pretrained.ipynb #98a80571
 @dataclass
@@ -138,7 +140,7 @@ LabelModel.predict = predict_labels
 
 # %% ../nbs/90_pretrained.ipynb #737203de
 _models = {'SpecViT': (SpecViT, SpecViTConfig), 'StarClassifierFusion': (StarClassifierFusion, StarClassifierConfig),
-           'DesaSpectra': (DesaSpectra, SpectraEncoderConfig)}
+           'DesaSpectra': (DesaSpectra, SpectraEncoderConfig), 'DesaLightCurve': (DesaLightCurve, LightCurveEncoderConfig)}
 _inputs = {o.__name__: o for o in (PreprocessConfig, PfsInput, XpInput)}
 
 # %% ../nbs/90_pretrained.ipynb #a8af0ad7
@@ -155,7 +157,7 @@ def _write(folder, model, half):
     (folder/'model.safetensors').chmod((folder/'config.json').stat().st_mode)  # safetensors makes it private
 
 # %% ../nbs/90_pretrained.ipynb #d0ec3054
-def save_pretrained(model:LabelModel|ClassModel, # what to save
+def save_pretrained(model:LabelModel|ClassModel|PeriodModel, # what to save
                     folder:str|Path, # where; an older model of that name is replaced
                     half:bool=False, # store the weights in float16 (half the size, about 3 digits)
                     history:pd.DataFrame|None=None, # of the training, a row an epoch; saved as `history.csv`
@@ -203,7 +205,7 @@ def _network(folder):
 # %% ../nbs/90_pretrained.ipynb #4a4a8e31
 def _prep(folder, net):
     o = json.loads((folder/'preprocessing.json').read_text())
-    if o.get('kind') == 'classes': return restore_classes(net, o, (folder/'card.md').read_text(), folder.absolute().name)
+    if restore := dict(classes=restore_classes, period=restore_periods).get(o.get('kind')): return restore(net, o, (folder/'card.md').read_text(), folder.absolute().name)
     tuples = lambda d: {k: tuple(tuple(i) if isinstance(i, list) else i for i in v) if isinstance(v, list) else v for k,v in d.items()}
     kind = o.get('input', 'PreprocessConfig')
     if kind not in _inputs: raise BadInput(folder, f'an input of unknown kind {kind!r}')
@@ -213,7 +215,7 @@ def _prep(folder, net):
 
 # %% ../nbs/90_pretrained.ipynb #47de27d9
 def load_pretrained(name:str|Path='specvit_lamost', # name of a shipped model, or the path of a folder
-                   ) -> LabelModel|ClassModel: # ready to predict, on the CPU
+                   ) -> LabelModel|ClassModel|PeriodModel: # ready to predict, on the CPU
     "Read a model's folder; BadInput names what is wrong with it"
     folder = find_model(name)
     try: return _prep(folder, _network(folder))

@@ -15,7 +15,9 @@ from ..core import BadInput
 from .core import Recipe, make_model
 
 # %% ../../nbs/92e_recipes.main.ipynb #be3a0948
-RECIPES = dict(specvit_lamost='lamost.LAMOST', specvit_pfs='pfs.PFS_RECIPE', specvit_xp='xp.XP', fusion_sky='sky.FUSION', desa_spectra='spectra.DESA_SPECTRA') # model → module and object
+RECIPES = dict( # model → module and object
+    specvit_lamost='lamost.LAMOST', specvit_pfs='pfs.PFS_RECIPE', specvit_xp='xp.XP', fusion_sky='sky.FUSION',
+    desa_spectra='spectra.DESA_SPECTRA', desa_lightcurve='lightcurve.LIGHTCURVE', desa_quarter='lightcurve.QUARTER')
 
 def find_recipe(name:str, # a key of `RECIPES`
                ) -> Recipe: # how the model is made
