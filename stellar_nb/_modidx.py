@@ -1533,6 +1533,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'stellar_nb/recipes/lightcurve.py'),
                                                'stellar_nb.recipes.lightcurve.period_margins': ( 'recipes.lightcurve.html#period_margins',
                                                                                                  'stellar_nb/recipes/lightcurve.py'),
+                                               'stellar_nb.recipes.lightcurve.some_quarters': ( 'recipes.lightcurve.html#some_quarters',
+                                                                                                'stellar_nb/recipes/lightcurve.py'),
                                                'stellar_nb.recipes.lightcurve.train_lightcurve': ( 'recipes.lightcurve.html#train_lightcurve',
                                                                                                    'stellar_nb/recipes/lightcurve.py')},
             'stellar_nb.recipes.pfs': { 'stellar_nb.recipes.pfs._pick': ('recipes.pfs.html#_pick', 'stellar_nb/recipes/pfs.py'),
