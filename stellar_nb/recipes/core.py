@@ -18,6 +18,7 @@ from torch import Tensor
 from ..core import *
 from ..objectives.quantile import interval_margins
 from ..pretrained import LabelModel, save_pretrained
+from ..train.energy import Energy
 
 # %% ../../nbs/92_recipes.core.ipynb #0c762c27
 LEVELS = (.16, .5, .84)
@@ -108,12 +109,13 @@ def make_model(recipe:Recipe, # what to make
               ) -> Path: # the model's folder
     "Train, calibrate, test and save a model with its card and the history of its training"
     start,out = time.perf_counter(),Path(out)
-    model,history,training = recipe.train(preset, seed, out)
+    with Energy() as energy: model,history,training = recipe.train(preset, seed, out)
     p,seconds = recipe.presets[preset],max(time.perf_counter() - start, history.seconds.iloc[-1])
     model = recipe.calibrate(model, p['calibrate']) if recipe.calibrate else calibrate(recipe, model, p['calibrate'])
     if recipe.domain: model.domain = recipe.domain(model, p)
     card = recipe.card or partial(write_card, recipe)
-    model.card = card(model, preset, training, seconds, 2*p['calibrate'])
+    model.card = card(model, preset, training, seconds, 2*p['calibrate']) + f'\nEnergy of the training: {energy}.\n'
+    training |= dict(energy_wh=energy.wh, energy_from=energy.how)
     folder = save_pretrained(model, out/recipe.name, history=history, training=dict(preset=preset, seed=seed) | training)
     (out/f'{recipe.name}-{preset}.checkpoint.safetensors').unlink(missing_ok=True) # the next training starts anew
     return folder
