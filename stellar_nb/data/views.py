@@ -317,15 +317,15 @@ def views(flux:Tensor, # (batch, cadence) relative flux, as `stitch` leaves it
         _views(flux[o].float(), seen[o], abs_mag[o], start[o], None if width is None else width[o], Views(*(v[o] for v in out)), config)
     return out
 
-# %% ../../nbs/21b_data.views.ipynb #6b924603
+# %% ../../nbs/21b_data.views.ipynb #d5408bc1
 def _starts(seen, config, generator): # (batch,) twice, and the width of both
     span,first = (o[:,0] for o in _span(seen))
     width = (config.share*span).ceil().long().clamp(max=config.points)
-    u = torch.rand(2, len(seen), generator=generator)
+    u = torch.rand(3, len(seen), generator=generator).to(seen.device)
     apart = span >= 2*config.points
-    loose = (u*(span - width + 1)).long()
-    v = (u*(span - 2*config.points + 1)).long().sort(0).values; v[1] += config.points
-    v = torch.where(torch.rand(len(seen), generator=generator) < .5, v, v.flip(0)) # either may come first
+    loose = (u[:2]*(span - width + 1)).long()
+    v = (u[:2]*(span - 2*config.points + 1)).long().sort(0).values; v[1] += config.points
+    v = torch.where(u[2] < .5, v, v.flip(0)) # either may come first
     a,b = first + torch.where(apart, v, loose)
     return a, b, torch.where(apart, config.points, width)
 
@@ -340,13 +340,16 @@ def two_views(flux:Tensor, # (batch, cadence) relative flux
     a,b,width = _starts(seen, config, generator)
     return views(flux, seen, abs_mag, config, a, width), views(flux, seen, abs_mag, config, b, width)
 
-# %% ../../nbs/21b_data.views.ipynb #a7161ff1
+# %% ../../nbs/21b_data.views.ipynb #e3706bec
 def one_view(flux:Tensor, # (batch, cadence) relative flux
              seen:Tensor, # (batch, cadence) bool
              abs_mag:Tensor, # (batch,) absolute magnitude; NaN where unknown
              config:ViewConfig=ViewConfig(), # what is shown
             ) -> Views: # of the part with most observed cadences
-    "The best covered view of each star, without chance"
-    c = F.pad(seen.cumsum(-1), (1, 0)); room = seen.shape[-1] - config.points
-    start = (c[:,config.points:] - c[:,:-config.points]).argmax(-1) if room > 0 else torch.zeros(len(seen), dtype=torch.long)
+    "The best covered view of each star, the middle one of several; all of a short series"
+    (span,start),room = (o[:,0] for o in _span(seen)), seen.shape[-1] - config.points
+    if room > 0:
+        c = F.pad(seen.cumsum(-1), (1, 0)); covered = (c[:,config.points:] - c[:,:-config.points]).double()
+        middle = (torch.arange(room+1, device=seen.device) - room/2).abs()/(room+1) # decides between equals
+        start = start.where(span <= config.points, (covered - middle).argmax(-1))
     return views(flux, seen, abs_mag, config, start)
