@@ -146,7 +146,7 @@ def _running_sum(x, width): # (batch, cadence) over an odd width, by sums of 1, 
         if width >> k+1: x = x[:,:-(1 << k)] + x[:,1 << k:]
     return out
 
-# %% ../../nbs/21b_data.views.ipynb #029666cd
+# %% ../../nbs/21b_data.views.ipynb #a512cf68
 def smooth(x:Tensor, # (batch, cadence), 0 where not seen
            seen:Tensor, # (batch, cadence) bool, or 0. and 1.
            width:int=13, # odd number of cadences
@@ -154,6 +154,7 @@ def smooth(x:Tensor, # (batch, cadence), 0 where not seen
     "Running mean over what was seen (document 002 smooths over 13 cadences)"
     if width == 1: return x
     m = seen.to(x.dtype) # is itself where it is of that type already
+    if m.all(): return _running_sum(x, width).div_(_running_sum(m[:1], width))
     return _running_sum(x, width).div_(_running_sum(m, width).clamp_(min=1)).mul_(m)
 
 # %% ../../nbs/21b_data.views.ipynb #f5a06380
@@ -261,9 +262,10 @@ def _log_axis(p, config): # ACF and FFT (batch, grid) from the power (batch, poi
     r = _between(_of_power(p, config.points), (config.lags/config.cadence).to(p.device))
     return r, zscore(top, torch.ones_like(top))
 
-# %% ../../nbs/21b_data.views.ipynb #62e81e19
+# %% ../../nbs/21b_data.views.ipynb #7709aec8
 def _linear_axis(p, seen, config): # ACF and FFT (batch, length), as published
-    r = zscore(_of_power(p, config.points), _lagged(seen, config.points).float())
+    lags = seen if seen.all() else _lagged(seen, config.points)
+    r = zscore(_of_power(p, config.points), lags.to(p.real.dtype))
     return r[:,::config.bin], _resize(p.real[:,::2].sqrt().log1p_(), config.length) # every second coefficient is that of the unpadded view
 
 # %% ../../nbs/21b_data.views.ipynb #ad299a16
