@@ -190,7 +190,14 @@ def test_two_views(length):
 def test_one_view_is_the_best_covered():
     flux, seen, mag = batch(n=2, length=2000, share=1.1)
     seen[:, 300:900] = False
-    assert one_view(flux, seen, mag, ViewConfig.tiny()).seen.all()
+    config = ViewConfig.tiny()
+    v = one_view(flux, seen, mag, config)
+    assert v.seen.all()
+    middle = 900 + int((torch.arange(1489)[900:] - 744).abs().argmin())  # of the stretch behind the gap, the start that is nearest to the middle
+    torch.testing.assert_close(v.flux, views(flux, seen, mag, config, torch.tensor([middle, middle])).flux)
+    flux, seen = flux[:, 300:], seen[:, 300:]  # begins with what is not seen
+    short = seen & (torch.arange(1700) < 1000)
+    torch.testing.assert_close(one_view(flux, short, mag, config).flux, views(flux[:, 600:], short[:, 600:], mag, config).flux)
 
 
 @pytest.mark.parametrize('wrong, why', [(dict(bin=7), 'whole number'), (dict(smooth=4), 'odd'), (dict(axis='mel'), 'linear'), (dict(axis='log'), 'grid'),
@@ -215,7 +222,7 @@ def test_thirty_days_stay_thirty_days():
 
 def test_bitmasks():
     assert [BITMASKS['Kepler'][o] for o in ('default', 'hard', 'hardest')] == [1130799, 1664431, 2096639]
-    assert [BITMASKS['TESS'][o] for o in ('default', 'hard', 'hardest')] == [175, 7407, 65535]
+    assert [BITMASKS['TESS'][o] for o in ('default', 'hard', 'hardest')] == [17087, 24319, 65535]
     t, q = np.arange(32)*CADENCE, np.zeros(32, int)
     bits = list(KEPLER_FLAGS)
     q[:len(bits)] = bits

@@ -58,8 +58,8 @@ TESS_FLAGS = {1: 'attitude tweak', 2: 'safe mode', 4: 'coarse point', 8: 'Earth 
               256: 'discontinuity corrected', 512: 'impulsive outlier', 1024: 'cosmic ray in collateral', 2048: 'stray light', 4096: 'scattered light', 8192: 'planet search exclude',
               16384: 'bad calibration', 32768: 'insufficient targets'} # Science Data Products Description Document, table 28
 
-# %% ../../nbs/21_data.lightcurve.ipynb #efa2b6f7
-_KEPLER_DEFAULT,_TESS_DEFAULT = sum((1, 2, 4, 8, 32, 256, 16384, 65536, 1048576)), sum((1, 2, 4, 8, 32, 128))
+# %% ../../nbs/21_data.lightcurve.ipynb #a5259aea
+_KEPLER_DEFAULT,_TESS_DEFAULT = sum((1, 2, 4, 8, 32, 256, 16384, 65536, 1048576)), sum((1, 2, 4, 8, 16, 32, 128, 512, 16384))
 BITMASKS = dict(Kepler=dict(none=0, default=_KEPLER_DEFAULT, hard=_KEPLER_DEFAULT + 128 + 1024 + 8192 + 524288, hardest=sum(KEPLER_FLAGS)),
                 TESS=dict(none=0, default=_TESS_DEFAULT, hard=_TESS_DEFAULT + 64 + 1024 + 2048 + 4096, hardest=sum(TESS_FLAGS)))
 BITMASKS['K2'] = BITMASKS['Kepler']
@@ -235,7 +235,7 @@ def _of_astropy(name, table, layout): # our own record, or any table
     if (unit := table[roles['time']].unit) is not None and unit.is_equivalent(u.d): cols[roles['time']] = cols[roles['time']]*unit.to(u.d)
     return _from_table(name, cols, layout)
 
-# %% ../../nbs/21_data.lightcurve.ipynb #dc157a2c
+# %% ../../nbs/21_data.lightcurve.ipynb #de0bc97a
 def _read_text(name, data):
     found = _cells(name, data)
     if found is None or not found[1]: raise BadInput(name, 'no layout that is known: FITS, CSV, ECSV or Parquet')
@@ -244,9 +244,9 @@ def _read_text(name, data):
     names = names or ['time', 'flux', 'flux_err'][:n]
     roles,_ = _roles(name, names)
     if (odd := next(((i, c) for i,c in cells if len(c) != n), None)): raise BadInput(name, f'line {odd[0]+1} has {len(odd[1])} values instead of {n}')
-    text = lambda j: np.array([c[j] for _,c in cells])
+    text = lambda j: [c[j] for _,c in cells]
     wanted = {*roles.values(), *(o for o in names if _bare(o) in _NAMES['flux'].split())}
-    return _from_table(name, {k: text(j) if k == roles.get('star') else _column(name, k, text(j)) for j,k in enumerate(names) if k in wanted}, 'text')
+    return _from_table(name, {k: np.array(text(j)) if k == roles.get('star') else _column(name, k, text(j)) for j,k in enumerate(names) if k in wanted}, 'text')
 
 # %% ../../nbs/21_data.lightcurve.ipynb #dfa2f78d
 def _read_ecsv(name, data): return _of_astropy(name, ascii.read(data.decode().splitlines(), format='ecsv'), 'ecsv')

@@ -146,7 +146,7 @@ def _running_sum(x, width): # (batch, cadence) over an odd width, by sums of 1, 
         if width >> k+1: x = x[:,:-(1 << k)] + x[:,1 << k:]
     return out
 
-# %% ../../nbs/21b_data.views.ipynb #029666cd
+# %% ../../nbs/21b_data.views.ipynb #a512cf68
 def smooth(x:Tensor, # (batch, cadence), 0 where not seen
            seen:Tensor, # (batch, cadence) bool, or 0. and 1.
            width:int=13, # odd number of cadences
@@ -154,6 +154,7 @@ def smooth(x:Tensor, # (batch, cadence), 0 where not seen
     "Running mean over what was seen (document 002 smooths over 13 cadences)"
     if width == 1: return x
     m = seen.to(x.dtype) # is itself where it is of that type already
+    if m.all(): return _running_sum(x, width).div_(_running_sum(m[:1], width))
     return _running_sum(x, width).div_(_running_sum(m, width).clamp_(min=1)).mul_(m)
 
 # %% ../../nbs/21b_data.views.ipynb #f5a06380
@@ -261,9 +262,10 @@ def _log_axis(p, config): # ACF and FFT (batch, grid) from the power (batch, poi
     r = _between(_of_power(p, config.points), (config.lags/config.cadence).to(p.device))
     return r, zscore(top, torch.ones_like(top))
 
-# %% ../../nbs/21b_data.views.ipynb #62e81e19
+# %% ../../nbs/21b_data.views.ipynb #7709aec8
 def _linear_axis(p, seen, config): # ACF and FFT (batch, length), as published
-    r = zscore(_of_power(p, config.points), _lagged(seen, config.points).float())
+    lags = seen if seen.all() else _lagged(seen, config.points)
+    r = zscore(_of_power(p, config.points), lags.to(p.real.dtype))
     return r[:,::config.bin], _resize(p.real[:,::2].sqrt().log1p_(), config.length) # every second coefficient is that of the unpadded view
 
 # %% ../../nbs/21b_data.views.ipynb #ad299a16
@@ -317,15 +319,15 @@ def views(flux:Tensor, # (batch, cadence) relative flux, as `stitch` leaves it
         _views(flux[o].float(), seen[o], abs_mag[o], start[o], None if width is None else width[o], Views(*(v[o] for v in out)), config)
     return out
 
-# %% ../../nbs/21b_data.views.ipynb #6b924603
+# %% ../../nbs/21b_data.views.ipynb #d5408bc1
 def _starts(seen, config, generator): # (2, batch) first cadences, (2, batch) widths
     span,first = (o[:,0] for o in _span(seen))
-    u,part = torch.rand(2, 2, len(seen), generator=generator)
+    u,part,first_one = torch.rand(5, len(seen), generator=generator).to(seen.device).split([2, 2, 1])
     width = ((config.share + (1 - config.share)*part)*span).ceil().long().clamp(max=config.points)
     apart = span >= 2*config.points
     loose = (u*(span - width + 1)).long()
     v = (u*(span - 2*config.points + 1)).long().sort(0).values; v[1] += config.points
-    v = torch.where(torch.rand(len(seen), generator=generator) < .5, v, v.flip(0)) # either may come first
+    v = torch.where(first_one < .5, v, v.flip(0)) # either may come first
     return first + torch.where(apart, v, loose), torch.where(apart, config.points, width)
 
 # %% ../../nbs/21b_data.views.ipynb #b38a672e
@@ -338,13 +340,16 @@ def two_views(flux:Tensor, # (batch, cadence) relative flux
     "Two random views of each star, apart where the series is long enough"
     return tuple(views(flux, seen, abs_mag, config, *o) for o in zip(*_starts(seen, config, generator)))
 
-# %% ../../nbs/21b_data.views.ipynb #a7161ff1
+# %% ../../nbs/21b_data.views.ipynb #e3706bec
 def one_view(flux:Tensor, # (batch, cadence) relative flux
              seen:Tensor, # (batch, cadence) bool
              abs_mag:Tensor, # (batch,) absolute magnitude; NaN where unknown
              config:ViewConfig=ViewConfig(), # what is shown
             ) -> Views: # of the part with most observed cadences
-    "The best covered view of each star, without chance"
-    c = F.pad(seen.cumsum(-1), (1, 0)); room = seen.shape[-1] - config.points
-    start = (c[:,config.points:] - c[:,:-config.points]).argmax(-1) if room > 0 else torch.zeros(len(seen), dtype=torch.long)
+    "The best covered view of each star, the middle one of several; all of a short series"
+    (span,start),room = (o[:,0] for o in _span(seen)), seen.shape[-1] - config.points
+    if room > 0:
+        c = F.pad(seen.cumsum(-1), (1, 0)); covered = (c[:,config.points:] - c[:,:-config.points]).double()
+        middle = (torch.arange(room+1, device=seen.device) - room/2).abs()/(room+1) # decides between equals
+        start = start.where(span <= config.points, (covered - middle).argmax(-1))
     return views(flux, seen, abs_mag, config, start)
