@@ -206,8 +206,8 @@ def photon_noise(kepmag:Tensor, # (star,) Kepler magnitude
     c = 3.46e8*10**(.4*(12-kepmag))
     return 1.4e6*(c+7e6*(kepmag/14).clamp(min=1)**4).sqrt()/c
 
-# %% ../../nbs/12_mock.lightcurve.ipynb #79e5483c
-QUIET = 100. # ppm, unresolved activity of stars without a period
+# %% ../../nbs/12_mock.lightcurve.ipynb #78a8a1f8
+QUIET = 75. # ppm, unresolved activity of stars without a period
 
 def _flicker(s, n, gen, noise):
     "(star, n) ppm of granulation and oscillations, and of photon noise if `noise`"
