@@ -22,11 +22,12 @@ from .stars import catalogue, kind_of
 from .variability import (BLOCK, CADENCE, Pair, coloured_noise, convective, draw_spots, ellipsoidal, frequencies, granulation_power, hidden_share, nu_max,
     orbit_light, oscillation_power, red_power, spot_amplitude, spot_envelopes, spot_light, white_power)
 
-# %% ../../nbs/12_mock.lightcurve.ipynb #242c22fb
+# %% ../../nbs/12_mock.lightcurve.ipynb #b9317ebe
 TARGET_MIX = dict(dwarf=.68, subgiant=.2, giant=.12) # shares of a draw
 PAIRS = .13 # share of close pairs among dwarfs and subgiants
 PERIODS = (.3, 70.) # d, range of the rotation periods
 
+# %% ../../nbs/12_mock.lightcurve.ipynb #63661485
 @lru_cache
 def _targets(part):
     "Rows of the catalogue with their class, Kepler magnitude and best rotation period"
@@ -36,7 +37,7 @@ def _targets(part):
     mag = _magnitudes(s)[0]+gaia_extinction(s.av, s.teff, 'g')+5*np.log10(s.distance)-5+.04
     return s.assign(prot=p.where(p.between(*PERIODS)), kepmag=mag, kind=kind_of(s.logg)).reset_index(drop=True)
 
-# %% ../../nbs/12_mock.lightcurve.ipynb #aa6f42c9
+# %% ../../nbs/12_mock.lightcurve.ipynb #f4980b12
 def _primaries(n, gen, part, magnitude):
     "Stars without companions; those that will get one leave room for its light"
     t,kind = _targets(part), np.array(list(TARGET_MIX))[torch.multinomial(torch.tensor(list(TARGET_MIX.values())), n, True, generator=gen).numpy()]
@@ -49,9 +50,10 @@ def _primaries(n, gen, part, magnitude):
             rows[m] = pool[(u[m]*len(pool)).astype(int)]
     return t.take(rows).reset_index(drop=True), pair
 
-# %% ../../nbs/12_mock.lightcurve.ipynb #1f8d28f3
+# %% ../../nbs/12_mock.lightcurve.ipynb #79ddc796
 def _pair(s): return Pair(*(torch.tensor(s[k].to_numpy('f4')) for k in ('radius', 'radius2', 'a', 'cos_i', 'light2')), torch.tensor((s.mass2/s.mass).to_numpy('f4')))
 
+# %% ../../nbs/12_mock.lightcurve.ipynb #d6ebea36
 def _depth(s):
     "Depth of the deeper eclipse, share of the light; NaN without"
     p = _pair(s)
@@ -59,9 +61,10 @@ def _depth(s):
     depth = torch.maximum(one*hidden_share(d, p.radius, p.radius2), p.light2*hidden_share(d, p.radius2, p.radius)).numpy()
     return np.where(depth > 0, depth, np.nan)
 
-# %% ../../nbs/12_mock.lightcurve.ipynb #5a4ac1fb
+# %% ../../nbs/12_mock.lightcurve.ipynb #40760c4a
 _PAIR = ('mass2', 'radius2', 'teff2', 'loglum2', 'period_orb', 'cos_i', 'a', 'light2', 'phase_orb', 'depth', 'ellipsoidal')
 
+# %% ../../nbs/12_mock.lightcurve.ipynb #6d47c537
 def _with_companions(s, pair, gen):
     "The columns of `_PAIR`, NaN for single stars; the light of both"
     p = s[pair].join(_companions(s[pair], gen))
@@ -72,26 +75,27 @@ def _with_companions(s, pair, gen):
     p['kepmag'] += 2.5*np.log10(1-p.light2)
     return pd.concat([s[~pair], p]).sort_index().reindex(columns=[*s.columns, *_PAIR])
 
-# %% ../../nbs/12_mock.lightcurve.ipynb #6e9c52fd
+# %% ../../nbs/12_mock.lightcurve.ipynb #23c4615c
 @lru_cache
 def _active():
     "Periods in order, and their activity"
     c = catalogue()[['prot', 'sph']].dropna().sort_values('prot').to_numpy('f8')
     return c[:, 0], c[:, 1]
 
+# %% ../../nbs/12_mock.lightcurve.ipynb #41a5ff6b
 def _activity(prot, gen):
     "S_ph (ppm) of some star of about that period"
     p,sph = _active()
     return sph[(np.searchsorted(p, np.nan_to_num(prot, nan=10.))+torch.randint(-50, 51, (len(prot),), generator=gen).numpy()).clip(0, len(p)-1)]
 
-# %% ../../nbs/12_mock.lightcurve.ipynb #bf7dad71
+# %% ../../nbs/12_mock.lightcurve.ipynb #a89ccc1e
 def gyro_age(teff:np.ndarray, # (star,) K
              prot:np.ndarray, # (star,) d
             ) -> np.ndarray: # (star,) Gyr, between 0.1 and 13
     "Age of a dwarf of that rotation period: `gyro_period` (Barnes 2007) turned round"
     return ((prot/gyro_period(teff, .001*1000))**(1/.5189)).clip(.1, 13)
 
-# %% ../../nbs/12_mock.lightcurve.ipynb #71c509ec
+# %% ../../nbs/12_mock.lightcurve.ipynb #eeec6852
 def _rotation(s, gen):
     "prot, sph, synchronised, inclination and shear"
     n,bound = len(s), (s.period_orb < 10) & (s.teff < 6600)
@@ -104,14 +108,14 @@ def _rotation(s, gen):
     shear = (p*.07*np.exp(.4*_randn(gen, n))/2/np.pi).clip(0, .3)
     return s.assign(prot=p, sph=sph, synchronised=bound, inclination=np.degrees(np.arccos(cos)), shear=shear)
 
-# %% ../../nbs/12_mock.lightcurve.ipynb #35c4e9c4
+# %% ../../nbs/12_mock.lightcurve.ipynb #3c07d7b1
 def _ages(s):
     "age (Gyr) and where it comes from"
     gyro = (s.age_poor | (s.age > 13)) & s.prot.notna() & ~s.synchronised & (s.logg > 4) & (s.teff < 6200)
     age = np.where(gyro, gyro_age(s.teff, s.prot), s.age.clip(.1, 13))
     return s.assign(age=age, age_from=np.where(gyro, 'rotation', 'isochrones')).drop(columns='age_poor')
 
-# %% ../../nbs/12_mock.lightcurve.ipynb #0ab2d148
+# %% ../../nbs/12_mock.lightcurve.ipynb #9a79f79a
 def draw_targets(n:int, # stars
                  generator:torch.Generator, # source of randomness, on the CPU
                  part:str='train', # 'train', 'calibrate' or 'test': see `mock.sky.PARTS`
@@ -123,7 +127,7 @@ def draw_targets(n:int, # stars
     kind = np.where(s.period_orb.notna(), 'pair', np.where(s.prot.notna(), 'rotator', np.where(s.logg < 3.5, 'giant', 'quiet')))
     return s.assign(abs_kepmag=s.kepmag-5*np.log10(s.distance)+5, kind=kind)
 
-# %% ../../nbs/12_mock.lightcurve.ipynb #521194b3
+# %% ../../nbs/12_mock.lightcurve.ipynb #8e3029b5
 QUARTERS = {1: (1105, 2743), 2: (2965, 7318), 3: (7404, 11773), 4: (11914, 16310), 5: (16373, 21006), 6: (21069, 25466), 7: (25509, 29883), 8: (30657, 33935), 9: (34237, 39004),
     10: (39049, 43621), 11: (43667, 48420), 12: (48473, 52516), 13: (52551, 56971), 14: (57024, 61780), 15: (61886, 66665), 16: (66712, 70914), 17: (70976, 72531)} # first and last cadence
 GAPS = ((2965, 12), (3553, 107), (5606, 19), (5940, 53), (7168, 46), (8399, 39), (8889, 42), (10401, 102), (13434, 43), (14091, 194), (17916, 62), (19330, 34), (22395, 42), (23949, 45),
@@ -132,13 +136,14 @@ GAPS = ((2965, 12), (3553, 107), (5606, 19), (5940, 53), (7168, 46), (8399, 39),
     (72071, 256)) # first cadence and length
 BAD,DEAD = .01, .19 # share of cadences lost at random, of stars on the dead module
 
-# %% ../../nbs/12_mock.lightcurve.ipynb #089425f3
+# %% ../../nbs/12_mock.lightcurve.ipynb #79e928d1
 def _quarters(quarters):
     "Their numbers in order; ValueError for one that does not exist"
     q = sorted({quarters} if isinstance(quarters, int) else set(quarters))
     if not q or set(q)-set(QUARTERS): raise ValueError(f'{quarters}: the quarters are 1 to 17')
     return q
 
+# %% ../../nbs/12_mock.lightcurve.ipynb #75185143
 def _calendar(quarters):
     "(cadence,) quarter of the cadences, 0 between them, and whether Kepler saw them"
     first = QUARTERS[quarters[0]][0]
@@ -148,7 +153,7 @@ def _calendar(quarters):
     for at,n in GAPS: open_[max(at-first, 0):max(at+n-first, 0)] = False
     return quarter, open_
 
-# %% ../../nbs/12_mock.lightcurve.ipynb #6c2e8427
+# %% ../../nbs/12_mock.lightcurve.ipynb #5811789e
 def _seen(n, quarter, open_, gen):
     "(star, cadence) what is left"
     seen = open_.expand(n, -1).clone()
@@ -158,9 +163,10 @@ def _seen(n, quarter, open_, gen):
     for q in range(5, 18): seen[(season == q % 4).nonzero(), quarter == q] = False
     return seen
 
-# %% ../../nbs/12_mock.lightcurve.ipynb #f923e857
+# %% ../../nbs/12_mock.lightcurve.ipynb #4ca543a3
 def _column(s, k): return torch.tensor(s[k].to_numpy('f8'))
 
+# %% ../../nbs/12_mock.lightcurve.ipynb #98f49aea
 def _spotted(s, n, gen):
     "(star, n) light that spots take; all stars have a period"
     m,prot,grid = len(s), _column(s, 'prot'), -(-n//BLOCK)+3
@@ -173,12 +179,13 @@ def _spotted(s, n, gen):
     light = spot_light(env, rate)[:, :n]
     return light-light.mean(1, keepdim=True)
 
-# %% ../../nbs/12_mock.lightcurve.ipynb #f5041ba7
+# %% ../../nbs/12_mock.lightcurve.ipynb #351e139f
 def _sparse(shape, number, gen):
     "Rows and columns of a Poisson number of events in each row"
     row = torch.repeat_interleave(torch.poisson(number.double(), generator=gen).long())
     return row, torch.randint(shape[1], (len(row),), generator=gen)
 
+# %% ../../nbs/12_mock.lightcurve.ipynb #cd8c1c06
 def _flares(light, s, gen):
     "Add flares to cool active stars: sudden rise, decay within hours"
     rate = _column(s, 'sph').nan_to_num().clamp(max=5000)*1e-5*(_column(s, 'teff') < 5500) # a day
@@ -187,7 +194,7 @@ def _flares(light, s, gen):
     fall = 1+3*torch.rand(len(row), generator=gen, dtype=torch.float64)
     for k in range(12): light.index_put_((row, (at+k).clamp(max=light.shape[1]-1)), (size*torch.exp(-k/fall)).float(), accumulate=True)
 
-# %% ../../nbs/12_mock.lightcurve.ipynb #5ac8c50f
+# %% ../../nbs/12_mock.lightcurve.ipynb #25bcd136
 def _stellar(s, n, gen):
     "(star, n) light of the stars, about 1, without granulation"
     light = torch.ones(len(s), n)
@@ -199,16 +206,17 @@ def _stellar(s, n, gen):
         light[pairs] *= orbit_light(_pair(p), _column(p, 'period_orb'), _column(p, 'phase_orb'), torch.arange(n, dtype=torch.float64)*CADENCE)
     return light
 
-# %% ../../nbs/12_mock.lightcurve.ipynb #80bc3dc2
+# %% ../../nbs/12_mock.lightcurve.ipynb #28a50b78
 def photon_noise(kepmag:Tensor, # (star,) Kepler magnitude
                 ) -> Tensor: # (star,) ppm in one long cadence
     "Scatter from one cadence to the next (Jenkins et al. 2010, scaled to real curves)"
     c = 3.46e8*10**(.4*(12-kepmag))
     return 1.4e6*(c+7e6*(kepmag/14).clamp(min=1)**4).sqrt()/c
 
-# %% ../../nbs/12_mock.lightcurve.ipynb #79e5483c
-QUIET = 100. # ppm, unresolved activity of stars without a period
+# %% ../../nbs/12_mock.lightcurve.ipynb #88223f0f
+QUIET = 75. # ppm, unresolved activity of stars without a period
 
+# %% ../../nbs/12_mock.lightcurve.ipynb #94612593
 def _flicker(s, n, gen, noise):
     "(star, n) ppm of granulation and oscillations, and of photon noise if `noise`"
     size = next_fast_len(n+n%2, True)
@@ -221,14 +229,14 @@ def _flicker(s, n, gen, noise):
     if noise: power += white_power(photon_noise(_column(s, 'kepmag').float()))[:, None]
     return coloured_noise(power, size, gen)[:, :n]
 
-# %% ../../nbs/12_mock.lightcurve.ipynb #69a2d4fb
+# %% ../../nbs/12_mock.lightcurve.ipynb #98b7a812
 @lru_cache(64)
 def _slow(n, degree=4):
     "(n, degree) orthonormal polynomials without the constant"
     x = np.linspace(-1, 1, n)
     return torch.tensor(np.linalg.qr(np.polynomial.legendre.legvander(x, degree))[0][:, 1:], dtype=torch.float32)
 
-# %% ../../nbs/12_mock.lightcurve.ipynb #5c37d7b3
+# %% ../../nbs/12_mock.lightcurve.ipynb #d74205e1
 def _attenuate(light, quarter, share):
     "Take away part of the slow changes within quarters, in place"
     for q in quarter.unique().tolist():
@@ -237,7 +245,7 @@ def _attenuate(light, quarter, share):
         part,basis = light[:, at[0]:at[-1]+1], _slow(len(at))
         part -= share*(part@basis)@basis.T
 
-# %% ../../nbs/12_mock.lightcurve.ipynb #cf61f665
+# %% ../../nbs/12_mock.lightcurve.ipynb #b1510340
 def _instrument(light, quarter, sigma, gen):
     "Offsets and drifts of quarters, and outliers, in place"
     m = len(light)
@@ -252,7 +260,7 @@ def _instrument(light, quarter, sigma, gen):
     row,at = _sparse(light.shape, torch.full((m,), 3e-4*light.shape[1]), gen)
     light[row, at] += sigma[row]*(4+4*torch.rand(len(row), generator=gen))*torch.sign(torch.rand(len(row), generator=gen)-.25)
 
-# %% ../../nbs/12_mock.lightcurve.ipynb #87263891
+# %% ../../nbs/12_mock.lightcurve.ipynb #60c7a4c0
 class MockCurves(NamedTuple):
     "Curves on one regular grid"
     flux:Tensor # (star, cadence) float32, about 1; 0 where not seen
@@ -260,7 +268,7 @@ class MockCurves(NamedTuple):
     quarter:Tensor # (cadence,) int16, 0 between quarters
     time:Tensor # (cadence,) float64, d since the first cadence: index × `CADENCE`
 
-# %% ../../nbs/12_mock.lightcurve.ipynb #30780b69
+# %% ../../nbs/12_mock.lightcurve.ipynb #a2d43648
 def _curves(s, quarter, open_, gen, noise, attenuation):
     "flux and seen of a few stars"
     n = len(quarter)
@@ -270,7 +278,7 @@ def _curves(s, quarter, open_, gen, noise, attenuation):
     seen = _seen(len(s), quarter, open_, gen)
     return light.mul_(seen), seen
 
-# %% ../../nbs/12_mock.lightcurve.ipynb #7f114447
+# %% ../../nbs/12_mock.lightcurve.ipynb #376d1207
 @torch.no_grad()
 def mock_lightcurves(stars:pd.DataFrame, # rows of `draw_targets`
                      generator:torch.Generator, # source of randomness, on the CPU
