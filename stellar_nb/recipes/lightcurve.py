@@ -132,9 +132,9 @@ def pair_loss(out:Pair, # of the network
     sup = pinball(out.quantiles.flatten(0, 1), y.repeat_interleave(2, 0), levels)
     return hybrid_loss(ssl, sup, lam)
 
-# %% ../../nbs/92m_recipes.lightcurve.ipynb #3301bef7
-PRESETS = dict(smoke=dict(stars=256, epochs=1, batch=64, calibrate=200, lr=1e-3), laptop=dict(stars=3000, epochs=6, batch=64, calibrate=1000, lr=1e-3),
-               shipped=dict(stars=12_000, epochs=10, batch=64, calibrate=4000, lr=1e-3), paper=dict(stars=100_000, epochs=20, batch=64, calibrate=4000, lr=2e-5))
+# %% ../../nbs/92m_recipes.lightcurve.ipynb #c8221cfa
+PRESETS = dict(smoke=dict(stars=256, epochs=1, batch=64, calibrate=200, lr=1e-3), laptop=dict(stars=2400, epochs=6, batch=64, calibrate=600, test=600, lr=1e-3),
+               shipped=dict(stars=12_000, epochs=10, batch=64, calibrate=4000, test=4000, lr=1e-3), paper=dict(stars=100_000, epochs=20, batch=64, calibrate=4000, test=4000, lr=2e-5))
 
 def network_of(name:str, # the model
                preset:str='laptop', # a key of `PRESETS`
