@@ -89,9 +89,12 @@ def _brief(error):
 
 def _reason(error): return f'cannot be used ({_brief(error)})'
 
-def _refusal(path, reason):
-    if reason.startswith('a directory'): return 'no spectrum in it'
-    return 'a table of predictions, not a spectrum' if is_predictions(path) else shown(reason)
+def _refusal(path, reason, kind='spectrum'):
+    if reason.startswith('a directory'): return f'no {kind} in it'
+    if is_predictions(path): return f'a table of predictions, not a {kind}'
+    other,command = ('light curve', 'period') if kind == 'spectrum' else ('spectrum', 'predict')
+    strange = re.match('no layout|no wavelength|no column|images|a zip|an HDF5', reason) and _holds(path) == f'a {other}'
+    return f'a {other}, not a {kind}: stellar_nb {command}' if strange else shown(reason)
 
 # %% ../nbs/91_cli.ipynb #7ef4c3a7
 def read_items(files:Iterable[str|Path], # files, one after the other
