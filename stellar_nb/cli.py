@@ -42,11 +42,11 @@ def shown(name:str|Path, # a path, perhaps with line breaks or bytes that are no
     return ''.join(c if c.isprintable() or c == '\u3000' else c.encode('unicode_escape', 'surrogatepass').decode('ascii') for c in str(name))
 
 # %% ../nbs/91_cli.ipynb #c50dfbbb
-_first = [[k for k in COLUMNS if k != 'model'], 'file status reason modalities source_id separation classes'.split()] # with which the tables of `predict` and `classify` begin
+_first = [[k for k in COLUMNS if k != 'model'], 'file status reason modalities source_id separation classes'.split(), 'file star status reason prot prot_lo prot_hi'.split()] # with which the tables of the commands begin
 
 def is_predictions(path:str|Path, # a file
                   ) -> bool: # False also where it cannot be opened
-    "Is this a table that `predict` or `classify` wrote?"
+    "Is this a table that `predict`, `classify` or `period` wrote?"
     try:
         with open(path, 'rb') as f: head = f.read(2**14)
         if head[:4] == b'PAR1':
@@ -58,18 +58,19 @@ def is_predictions(path:str|Path, # a file
     return any(first.replace(b' ', b',').startswith(','.join(o).encode()) for o in _first)
 
 # %% ../nbs/91_cli.ipynb #e37aa637
-def _inside(p):
+def _inside(p, find=None):
     from stellar_nb.data.spectra import find_spectra
-    return [p if o == Path(p) else os.path.join(p, os.path.relpath(o, p)) for o in find_spectra([p])] if os.path.isdir(p) else []
+    return [p if o == Path(p) else os.path.join(p, os.path.relpath(o, p)) for o in (find or find_spectra)([p])] if os.path.isdir(p) else []
 
 # %% ../nbs/91_cli.ipynb #14a30cda
 def list_inputs(paths:Iterable[str|Path], # files and directories
                 skip:str|Path|None=None, # the output, which is never an input
+                find:Callable|None=None, # lists the files in a directory; None = `find_spectra`
                ) -> list[str]: # files, each once, in order; a directory without any stands for itself
     "The files that are meant"
     files,skip = {},skip and os.path.realpath(skip)
     for p in map(str, paths):
-        for o in [o for o in _inside(p) if os.path.realpath(o) != skip and not is_predictions(o)] or [p]:
+        for o in [o for o in _inside(p, find) if os.path.realpath(o) != skip and not is_predictions(o)] or [p]:
             known = files.setdefault(os.path.realpath(o), o)
             if os.path.islink(known) and not os.path.islink(o): files[os.path.realpath(o)] = o
     return list(files.values())
@@ -88,9 +89,12 @@ def _brief(error):
 
 def _reason(error): return f'cannot be used ({_brief(error)})'
 
-def _refusal(path, reason):
-    if reason.startswith('a directory'): return 'no spectrum in it'
-    return 'a table of predictions, not a spectrum' if is_predictions(path) else shown(reason)
+def _refusal(path, reason, kind='spectrum'):
+    if reason.startswith('a directory'): return f'no {kind} in it'
+    if is_predictions(path): return f'a table of predictions, not a {kind}'
+    other,command = ('light curve', 'period') if kind == 'spectrum' else ('spectrum', 'predict')
+    strange = re.match('no layout|no wavelength|no column|images|a zip|an HDF5', reason) and _holds(path) == f'a {other}'
+    return f'a {other}, not a {kind}: stellar_nb {command}' if strange else shown(reason)
 
 # %% ../nbs/91_cli.ipynb #7ef4c3a7
 def read_items(files:Iterable[str|Path], # files, one after the other
@@ -212,6 +216,11 @@ def choose_model(spectrum:'Spectrum', # as a reader returned it
     kinds = '; '.join(f'{k}: {o.low:.0f}–{o.high:.0f} Å, ' + (o.what if o.layout else f'pixels up to {o.pixel:.0f} Å') for k,o in MODELS.items())
     return '', f'no model reads {w[0]:.0f}–{w[-1]:.0f} Å at {np.median(np.diff(w)):.2g} Å a pixel ({kinds})'
 
+# %% ../nbs/91_cli.ipynb #7efb6277
+def _made_for(model): # what another command's model does
+    other = dict(ClassModel='it names types of stars: stellar_nb classify', PeriodModel='it reads light curves: stellar_nb period')
+    return other.get(type(model).__name__) or f'it predicts {", ".join(model.labels)}: stellar_nb predict'
+
 # %% ../nbs/91_cli.ipynb #9411b8da
 class Chooser:
     "The model of each spectrum: the same for all, or the one made for its kind"
@@ -222,7 +231,7 @@ class Chooser:
         self.known = {}
         self.one = None if model == 'auto' else model
         if isinstance(self.one, (str, Path)): self.one = self.named(model)
-        if self.one is not None and not self.one.labels: raise BadInput(self.one.name, f'predicts none of {", ".join(_labels)}; it names types of stars: stellar_nb classify')
+        if self.one is not None and not self.one.labels: raise BadInput(self.one.name, f'predicts none of {", ".join(_labels)}; {_made_for(self.one)}')
 
     def named(self, name:str|Path) -> 'LabelModel': # BadInput if it cannot be loaded
         "A model by its name, loaded once"
@@ -446,7 +455,7 @@ def _pictures(folder, draw):
             house_style()
             for item,row in zip(items, rows.to_dict('records')):
                 if row['status'] != 'ok': continue
-                with atomic_path(Path(folder)/picture_name(item.name, taken)) as tmp: draw(item.spectrum, row).savefig(tmp)
+                with atomic_path(Path(folder)/picture_name(item.name, taken)) as tmp: draw(item, row).savefig(tmp)
     return write
 
 # %% ../nbs/91_cli.ipynb #3bb132df
@@ -454,7 +463,7 @@ def picture_writer(folder:str|Path, # where the pictures go
                    models:Chooser, # whose input is drawn
                   ) -> Callable: # `after` of `predict_files`
     "Draws one picture a star that has labels"
-    return _pictures(folder, lambda s, row: plot_prediction(s, row, models.of(s)[0].prep))
+    return _pictures(folder, lambda o, row: plot_prediction(o.spectrum, row, models.of(o.spectrum)[0].prep))
 
 # %% ../nbs/91_cli.ipynb #3ac9ff36
 class Refused(Exception):
@@ -475,21 +484,25 @@ def check_folder(folder:str|Path, # where files will be written; it need not exi
             if os.path.isdir(o): os.rmdir(o)
 
 # %% ../nbs/91_cli.ipynb #eebdb26f
-def _holds_spectrum(path):
+def _holds(path): # 'a spectrum', 'a light curve' or '' for neither
     from stellar_nb.core import BadInput
+    from stellar_nb.data.lightcurve import read_lightcurves
     from stellar_nb.data.spectra import read_spectra
-    try: return bool(read_spectra(path))
-    except BadInput: return False
+    for read,what in ((read_spectra, 'a spectrum'), (read_lightcurves, 'a light curve')):
+        try:
+            if read(path): return what
+        except BadInput: pass
+    return ''
 
 # %% ../nbs/91_cli.ipynb #b7060eb7
 def check_output(path:str|Path, # where the table will be written
                  inputs:Iterable[str]=(), # paths as given
                 ):
-    "Refuse an output of unknown ending, in a folder that cannot be written, or that would replace a spectrum"
+    "Refuse an output of unknown ending, in a folder that cannot be written, or that would replace a spectrum or a light curve"
     if Path(path).suffix.lower() not in FORMATS: raise Refused(f'{shown(path)}: unknown ending; use one of {", ".join(FORMATS)}')
     if os.path.isdir(path): raise Refused(f'{shown(path)}: is a directory')
     if any(os.path.realpath(o) == os.path.realpath(path) for o in inputs): raise Refused(f'{shown(path)}: is an input too and would be replaced')
-    if os.path.isfile(path) and not is_predictions(path) and _holds_spectrum(path): raise Refused(f'{shown(path)}: holds a spectrum, which would be replaced')
+    if os.path.isfile(path) and not is_predictions(path) and (what := _holds(path)): raise Refused(f'{shown(path)}: holds {what}, which would be replaced')
     check_folder(Path(path).absolute().parent)
 
 # %% ../nbs/91_cli.ipynb #93fcb5cf
@@ -540,12 +553,14 @@ def _add(sub, name, help, description, epilog, options, run):
 def parser() -> argparse.ArgumentParser: # of the whole command
     "The command's options"
     from stellar_nb.cli_classify import add_classify
+    from stellar_nb.cli_period import add_period
     top = argparse.ArgumentParser('stellar_nb', description='Deep learning for stars, on the command line.', allow_abbrev=False)
     top.add_argument('--version', action='version', version=f'stellar_nb {__version__}', help='show the version')
     sub = top.add_subparsers(dest='command', metavar='COMMAND', required=True)
     _add(sub, 'predict', 'T_eff, log g and [Fe/H] from spectra', 'T_eff, log g and [Fe/H] from spectra: LAMOST and SDSS FITS files, PFS, Gaia XP, CSV tables and others.',
          _example, _predict_options, lambda args: run_predict(args))
     add_classify(sub)
+    add_period(sub)
     return top
 
 # %% ../nbs/91_cli.ipynb #8d28c74a

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Callable, Iterable, Iterator, NamedTuple
 
 from .cli import COLUMNS, Column, Item, Refused, check_folder, check_output, list_inputs, read_items, shown, why_hopeless, why_not
-from .cli import _add, _blank, _draw_input, _enter, _finish, _forget_redshift, _layout, _number, _pictures, _reason, _report, _say
+from .cli import _add, _blank, _draw_input, _enter, _finish, _forget_redshift, _layout, _made_for, _number, _pictures, _reason, _report, _say
 
 # %% ../nbs/91b_cli_classify.ipynb #2aa0a62e
 _fixed = {'modalities': Column(None, 'what the types are from: spectrum, gaia or spectrum+gaia'), 'source_id': Column('', "Gaia's number of the row that was found; 0 = none"),
@@ -155,7 +155,7 @@ def load_classifier(model:'str|Path|ClassModel', # name of a shipped model, fold
     from stellar_nb.pretrained import load_pretrained
     loaded = load_pretrained(model) if isinstance(model, (str, Path)) else model
     if isinstance(loaded, ClassModel): return loaded
-    raise BadInput(model, f'is no classifier; it predicts {", ".join(loaded.labels)}: stellar_nb predict')
+    raise BadInput(model if isinstance(model, (str, Path)) else loaded.name, f'is no classifier; {_made_for(loaded)}')
 
 # %% ../nbs/91b_cli_classify.ipynb #40a2ac87
 def _hopeless(model, spectrum):
@@ -381,7 +381,7 @@ def run_classify(args:argparse.Namespace, # parsed options
     files,rest = _files(args.files, args.gaia, args.output),gaia.rest() if gaia and (args.all_rows or not args.files) else ()
     bar = None if args.quiet else progress(files, 'spectra', unit='file') if args.files else progress(rest, 'stars', len(gaia.table))
     if bar is not None: files,rest = (bar, rest) if args.files else (files, bar)
-    pictures = args.plots and _pictures(args.plots, lambda s, row: plot_classes(s, row, model))
+    pictures = args.plots and _pictures(args.plots, lambda o, row: plot_classes(o.spectrum, row, model))
     rows = classify_files(files, gaia, model, rest, args.air, args.rv, args.top, args.batch_size, _report(bar, pictures))
     more = f', Gaia rows without a spectrum: {len(list(gaia.rest()))}' if gaia and args.files else ''
     return _finish(args, rows, class_columns(model.vocabulary.names, args.top), class_terminal, ('stars', 'with types', 'star'), more)

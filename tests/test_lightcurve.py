@@ -177,11 +177,14 @@ def test_two_views(length):
     seen = torch.ones(200, length, dtype=torch.bool)
     shown = [[v.flux[i, 0][v.seen[i]]*(1 + flux[0, 0]) for i in range(200)] for v in two_views(flux, seen, torch.zeros(200), ViewConfig(points=512, smooth=1), generator(0))]
     a, b = two_views(flux, seen, torch.zeros(200), config, generator(0))
-    n = a.seen.sum(-1)
-    assert torch.equal(n, b.seen.sum(-1)) and (n == (512 if length >= 1024 else min(512, math.ceil(.75*length)))).all()
+    n = [v.seen.sum(-1) for v in (a, b)]
+    least = 512 if length >= 1024 else min(512, math.ceil(config.share*length))
+    assert all((o >= least).all() and (o <= min(512, length)).all() for o in n)
+    if length < 1000: assert all(o.max() - o.min() > .5*(min(512, length) - least) for o in n) and not torch.equal(*n)  # widths are drawn
     first = [torch.stack([o[i][0]/(o[i][1] - o[i][0]) for i in range(200)]) for o in shown]  # the place, whatever the scale
+    assert all((f > .5).all() and (f + w < length + 1.5).all() for f, w in zip(first, n))
     apart = (first[0] - first[1]).abs()
-    assert (apart >= 511).all() if length >= 1024 else (apart < 512).all()
+    assert (apart >= 511).all() if length >= 1024 else (apart < length).all()
     assert apart.max() > 5 or length == 1024
     again = two_views(flux, seen, torch.zeros(200), config, generator(0))
     assert torch.equal(a.flux, again[0].flux) and torch.equal(b.flux, again[1].flux)
