@@ -11,10 +11,11 @@ from stellar_nb.data.labels import LabelScale
 from stellar_nb.data.views import CADENCE, ViewConfig, Views
 from stellar_nb.encoders.lightcurve import DesaLightCurve, LightCurveEncoder, LightCurveEncoderConfig
 from stellar_nb.eval.periods import acf_peak, lomb_scargle, period_table, within
+from stellar_nb.mock.lightcurve import draw_targets, reserved
 from stellar_nb.objectives.contrastive import effective_rank, simsiam_pair, spread
 from stellar_nb.periods import PERIOD_FLAGS, PeriodModel, period_flags, period_quantiles, view_starts
 from stellar_nb.pretrained import load_pretrained, save_pretrained
-from stellar_nb.recipes.lightcurve import LIMITS, TwoViews, ViewSet, fit_views, ln_period, mock_series, pair_loss, period_margins, some_quarters
+from stellar_nb.recipes.lightcurve import LIMITS, TwoViews, ViewSet, fit_views, fresh_views, ln_period, mock_series, pair_loss, period_margins, some_quarters
 
 VIEW = ViewConfig.tiny()
 SMALL = LightCurveEncoderConfig.tiny(length=VIEW.length, patch=16, grid=VIEW.grid)
@@ -89,6 +90,13 @@ def test_hybrid_loss_at_its_ends(lam, still):
     pair_loss(net.pair(one, (*two, one[2])), torch.randn(8, 1), lam).backward()
     moves = lambda m: any(p.grad is not None and p.grad.abs().sum() > 0 for p in m.parameters())
     assert not moves(getattr(net, still)) and moves(net.encoder)
+
+
+def test_pairs_go_through_mixed_precision():
+    from fastai.torch_core import to_float
+    net = TwoViews(DesaLightCurve(LightCurveEncoderConfig.tiny()))
+    view = torch.randn(8, 2, 80), torch.randn(8, 2, 64), torch.ones(8, 80, dtype=torch.bool)
+    assert pair_loss(to_float(net(*view, *view)), torch.randn(8, 1)).isfinite()
 
 
 def test_missing_periods_do_not_count():
@@ -188,8 +196,9 @@ def test_classical_methods():
 def test_labels_and_parts():
     stars = pd.DataFrame(dict(prot=[np.nan, .1, 10., 60.]))
     assert ln_period(stars, LIMITS['desa_quarter']).isfinite()[:, 0].tolist() == [False, False, True, False]
-    kic = {part: set(mock_series(400, generator(0), 'desa_quarter', part)[1].kic % 10) for part in ('train', 'calibrate', 'test')}
-    assert kic['calibrate'] == {8} and kic['test'] == {9} and not kic['train'] & {8, 9}
+    kic = {part: draw_targets(2000, generator(0), part).kic for part in ('train', 'calibrate', 'test')}
+    assert set(kic['calibrate'] % 10) == {8} and set(kic['test'] % 10) == {9} and not set(kic['train'] % 10) & {8, 9}
+    assert len(reserved()) > 100 and not any(set(o) & reserved() for o in kic.values())
 
 
 def test_quarters_that_a_star_is_seen():
@@ -197,3 +206,14 @@ def test_quarters_that_a_star_is_seen():
     many = [some_quarters('desa_lightcurve', g) for _ in range(400)]
     assert .6 < np.mean([len(o) == 17 for o in many]) < .8 and all(o[-1] - o[0] == len(o) - 1 and 1 <= o[0] and o[-1] <= 17 for o in many)
     assert {len(some_quarters('desa_quarter', g)) for _ in range(100)} == {1}
+
+
+def test_stars_that_nobody_observed_are_left_out():
+    for flux, seen, mag, stars in mock_series(64, generator(4), 'desa_quarter'):
+        assert seen.any(1).all() and len(flux) == len(mag) == len(stars)
+
+
+def test_fresh_views():
+    loader = fresh_views('desa_quarter', VIEW, LabelScale(('lnprot',), (2.,), (1.,)), 32, 16)
+    *xb, y = next(iter(loader))
+    assert len(xb) == 6 and xb[0].shape[1:] == (2, VIEW.length) and len(y) == len(xb[0]) <= 16
