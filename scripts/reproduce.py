@@ -12,7 +12,7 @@ from stellar_nb.core import data_dir
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT/'.cache'
 NBS = CACHE/'nbs'
-TRAINED = 'specvit_lamost', 'specvit_pfs', 'fusion_sky', 'specvit_xp'  # at the laptop preset; minutes on one core each
+TRAINED = 'desa_lightcurve', 'specvit_pfs', 'specvit_lamost', 'desa_spectra', 'fusion_sky', 'desa_quarter', 'specvit_xp'  # at the laptop preset; minutes on one core each
 WORKERS = 2  # steps at a time, one thread each: small batches gain nothing from a second thread
 
 
@@ -70,7 +70,7 @@ def execute(nb, **env):
 def reproduce():
     if sys.version_info < (3, 11) and not shutil.which('quarto'): sys.exit('the site needs Python 3.11 or Quarto: make reproduce PYTHON=python3.12')
     lib = digest(ROOT/'stellar_nb')
-    print('This takes about twenty-five minutes on two cores; a second run only repeats what has changed.', flush=True)
+    print('This takes about half an hour on two cores; a second run only repeats what has changed.', flush=True)
     together([lambda name=name: step(f'train {name}', lib + str(data_dir()), CACHE/'models'/name, lambda: run('-m', 'stellar_nb.recipes', name, '--preset', 'laptop', '--out', CACHE/'models',
                                                                                            log=CACHE/'logs'/f'train-{name}.log', OMP_NUM_THREADS='1')) for name in TRAINED])
     def figure(nb):

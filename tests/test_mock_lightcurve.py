@@ -30,7 +30,7 @@ def test_spots_against_butterpy(i):
     envelopes = mv.spot_envelopes(spots, torch.tensor([inclination]).deg2rad(), len(z[f'flux{i}'])*every//block+4, block*CADENCE, harmonics=12)
     ours = 1-mv.spot_light(envelopes, rate, block)[0][::every][:len(z[f'flux{i}'])].numpy()
     error = ours-z[f'flux{i}']
-    assert error.std() < .02*z[f'flux{i}'].std() and abs(error).max() < .05*np.ptp(z[f'flux{i}'])
+    assert error.std() < .01*z[f'flux{i}'].std() and abs(error).max() < .02*np.ptp(z[f'flux{i}'])
 
 
 @pytest.mark.parametrize('i', range(4))
@@ -42,7 +42,7 @@ def test_eclipses_against_batman(i):
     d = a*(theta.sin()**2+(np.cos(np.radians(inclination))*theta.cos())**2).sqrt()
     light = 1-mv.hidden_share(d, torch.tensor(1.), torch.tensor(k), u).numpy()
     depth = 1-z[f'flux{i}'].min()
-    assert abs(light-z[f'flux{i}']).max() < .01*depth
+    assert abs(light-z[f'flux{i}']).max() < .001*depth
     assert abs((light < 1-1e-6).sum()-(z[f'flux{i}'] < 1-1e-6).sum()) <= 4 # duration, in steps of phase
 
 
@@ -58,11 +58,11 @@ def test_power_is_calibrated():
     assert abs(mv.nu_max(torch.tensor(4.438), torch.tensor(5777.))-3090) < 1
 
 
-def test_fades_above_nothing():
+def test_hot_stars_do_not_granulate():
     assert mv.convective(torch.tensor([5000., 7300., 9000.])).tolist() == [1, .5, 0]
 
 
-def test_longer_than_the_grid_is_the_same():
+def test_stars_of_a_batch_are_independent():
     "A star's spots do not depend on the others, and the start of a curve not on its length"
     p, tilt = torch.tensor([3., 11., 30.]), torch.tensor([1.2, .9, 1.4])
     spots = mv.draw_spots(p, torch.tensor([.03, .1, .2]), 200., generator(4))
@@ -81,12 +81,11 @@ def peak(flux, seen, low=.25, high=60.):
 
 
 def test_period_can_be_found(stars):
-    s = stars[(stars.kind == 'rotator') & stars.prot.between(1, 25) & (stars.sph > 1000)].head(64)
-    c = ml.mock_lightcurves(s, generator(2), (5, 6, 7), noise=False, attenuation=0.)
-    found = np.array([peak(f.double().numpy(), m.numpy()) for f, m in zip(c.flux, c.seen)])
-    ratio = found/s.prot.to_numpy()
-    hit = (abs(ratio-1) < .12) | (abs(ratio-.5) < .06)
-    assert hit.mean() >= .8, ratio
+    "The highest peak of three noise-free quarters is the period or half of it, but for a few stars whose spots come and go too fast"
+    s = stars[(stars.kind == 'rotator') & stars.prot.between(1, 12) & (stars.sph > 1000)].head(64)
+    c = ml.mock_lightcurves(s, generator(2), (5, 6, 7), noise=False)
+    ratio = np.array([peak(f.double().numpy(), m.numpy()) for f, m in zip(c.flux, c.seen)])/s.prot.to_numpy()
+    assert ((abs(ratio-1) < .12) | (abs(ratio-.5) < .06)).mean() > .75, ratio
 
 
 def test_activity_is_the_wanted_one(stars):

@@ -26,17 +26,20 @@ def within(true:np.ndarray, # (star,) period, d; NaN = missing
     t,p = np.asarray(true, float)[ok],np.asarray(pred, float)[ok]
     return float((abs(p - t) <= share*t).mean()) if len(t) else np.nan
 
-# %% ../../nbs/86_eval.periods.ipynb #99c3298d
+# %% ../../nbs/86_eval.periods.ipynb #f3b0ef55
 def period_table(true:np.ndarray, # (star,) period, d; NaN = missing
-                 pred:dict[str,np.ndarray], # method → (star,) period, d
+                 pred:dict[str,np.ndarray], # method → (star,) period, d; NaN = silent
                  share:float=.1, # of the true period
+                 star:np.ndarray|None=None, # (star,) identifier; None = each row is another star
                 ) -> pd.DataFrame: # a row a method; `±` are spreads by star
-    "RMSE and shares of right, halved and doubled periods"
+    "RMSE and shares of right, halved and doubled periods; where a method is silent, the RMSE takes the median of the true periods, and nothing is right"
     w = lambda t,p: within(t, p, share)
     def row(p):
-        return {'stars': len(known(true, p)[0]), 'RMSE': rmse(true, p), 'RMSE ±': bootstrap(rmse, true, p), 'right': w(true, p), 'right ±': bootstrap(w, true, p),
-                'half': w(true, 2*np.asarray(p)), 'double': w(true, np.asarray(p)/2)}
-    return pd.DataFrame({k: row(p) for k,p in pred.items()}).T.astype(dict(stars=int))
+        p = np.asarray(p, float)
+        said = np.where(np.isfinite(p), p, np.nanmedian(np.asarray(true, float)))
+        return {'stars': len(known(true, said)[0]), 'silent': len(known(true, said)[0]) - len(known(true, p)[0]), 'RMSE': rmse(true, said), 'RMSE ±': bootstrap(rmse, true, said, star),
+                'right': w(true, p), 'right ±': bootstrap(w, true, p, star), 'half': w(true, 2*p), 'double': w(true, p/2)}
+    return pd.DataFrame({k: row(p) for k,p in pred.items()}).T.astype(dict(stars=int, silent=int))
 
 # %% ../../nbs/86_eval.periods.ipynb #56d1333c
 def _binned(flux, seen, bin): # whole bins
@@ -73,13 +76,13 @@ def _blur(r, sigma): # Gaussian over the last axis
     k = torch.exp(-.5*(x/sigma)**2)
     return F.conv1d(F.pad(r[:,None], (len(x)//2,)*2, mode='replicate'), (k/k.sum())[None,None])[:,0]
 
-# %% ../../nbs/86_eval.periods.ipynb #80e9d98c
+# %% ../../nbs/86_eval.periods.ipynb #9ce12f11
 def acf_peak(flux:Tensor, # (star, cadence) relative flux
              seen:Tensor, # (star, cadence) bool
              periods:tuple[float,float]=(.2, 70.), # shortest and longest period, d
              cadence:float=CADENCE, # d
              bin:int=1, # cadences averaged first
-             smooth:float=.16, # d, width of the Gaussian over the lags; McQuillan et al. 2013 use 18 cadences of full width at half maximum
+             smooth:float=.04, # d, width of the Gaussian over the lags; McQuillan et al. 2013 have .16, which hides periods below half a day
              rise:float=.05, # how far a peak stands out of its surroundings, at least
              highpass:float=0., # d, width of a running mean that is taken out; 0 = none
             ) -> np.ndarray: # (star,) d; NaN where there is no peak

@@ -40,9 +40,10 @@ def foreshortening(lat:Tensor, # (spot,) rad
     s = lambda m: p*torch.sinc(m*p/torch.pi) # sin(m p)/m, p at m = 0
     return (2*a*s(n) + b*(s(n-1)+s(n+1)))/torch.pi*torch.where(n == 0, .5, 1)
 
-# %% ../../nbs/12b_mock.variability.ipynb #30670f13
+# %% ../../nbs/12b_mock.variability.ipynb #2e92dbd4
 BLOCK = 64 # cadences between two points of the grid of envelopes
 
+# %% ../../nbs/12b_mock.variability.ipynb #b778d535
 def _alive(spots, n_grid, step):
     "Number of the spot and of the point of the grid, for all points at which a spot is there"
     first = ((spots.time-3*spots.grow)/step+1).ceil().clamp(0, n_grid).long()
@@ -50,7 +51,7 @@ def _alive(spots, n_grid, step):
     k = torch.repeat_interleave(n)
     return k, torch.arange(len(k))-(n.cumsum(0)-n-first)[k]
 
-# %% ../../nbs/12b_mock.variability.ipynb #17b981a4
+# %% ../../nbs/12b_mock.variability.ipynb #cc11cff2
 def spot_envelopes(spots:Spots, # all spots
                    inclination:Tensor, # (star,) rad
                    n_grid:int, # points; point g is at (g-1) × step
@@ -69,13 +70,13 @@ def spot_envelopes(spots:Spots, # all spots
     out = torch.zeros(len(inclination)*n_grid, harmonics+1, dtype=torch.complex64)
     return out.index_add_(0, spots.star[k]*n_grid+g, torch.stack(w, 1)*c).view(len(inclination), n_grid, -1)
 
-# %% ../../nbs/12b_mock.variability.ipynb #c73a59eb
+# %% ../../nbs/12b_mock.variability.ipynb #73029ced
 def _taps(block):
     "(4, block) weights of the points -1, 0, 1, 2 for cubic interpolation"
     x = torch.arange(block)/block
     return torch.stack([-x*(x-1)*(x-2)/6, (x+1)*(x-1)*(x-2)/2, -(x+1)*x*(x-2)/2, (x+1)*x*(x-1)/6])
 
-# %% ../../nbs/12b_mock.variability.ipynb #a8226a26
+# %% ../../nbs/12b_mock.variability.ipynb #e1669510
 def spot_light(envelopes:Tensor, # (star, grid, harmonic) complex64
                rate:Tensor, # (star,) rad/d, mean rotation rate
                block:int=BLOCK, # cadences between two points of the grid
@@ -90,18 +91,20 @@ def spot_light(envelopes:Tensor, # (star, grid, harmonic) complex64
     b = within.flatten(1, 2)
     return (c.real@b.real - c.imag@b.imag).flatten(1)
 
-# %% ../../nbs/12b_mock.variability.ipynb #636133cd
+# %% ../../nbs/12b_mock.variability.ipynb #ff594978
 def _sums(x, star, n): return torch.zeros(n, dtype=x.dtype).index_add_(0, star, x)
 
+# %% ../../nbs/12b_mock.variability.ipynb #b484a605
 def _uniform(low, high, n, gen): return low+(high-low)*torch.rand(n, generator=gen, dtype=torch.float64)
 
+# %% ../../nbs/12b_mock.variability.ipynb #4db153c0
 def _longitudes(star, n, gen):
     "Where spots emerge: around two active longitudes or anywhere"
     nest,base,k = _uniform(0, 1, n, gen) < .5, _uniform(0, 2*torch.pi, n, gen), len(star)
     two = base[star]+torch.pi*torch.randint(2, (k,), generator=gen)+.6*torch.randn(k, generator=gen, dtype=torch.float64)
     return torch.where(nest[star], two, _uniform(0, 2*torch.pi, k, gen))
 
-# %% ../../nbs/12b_mock.variability.ipynb #c30be7b1
+# %% ../../nbs/12b_mock.variability.ipynb #87efd4a7
 def draw_spots(prot:Tensor, # (star,) d, rotation period
                shear:Tensor, # (star,) difference of the rates of equator and pole over that of the equator
                span:float, # d, length of the curves
@@ -125,14 +128,14 @@ def draw_spots(prot:Tensor, # (star,) d, rotation period
     drift = (rate/(1-alpha*mean))[star]*(1-alpha[star]*lat.sin()**2) - rate[star]
     return Spots(star, time, lat, _longitudes(star, n, generator)-drift*time, area, drift, grow[star], decay[star])
 
-# %% ../../nbs/12b_mock.variability.ipynb #645da8c1
+# %% ../../nbs/12b_mock.variability.ipynb #de89f1c5
 def _running(x, w):
     "Mean of x (star, grid) over w (star,) points from each on, the last ones over the last window"
     c = torch.nn.functional.pad(x.double().cumsum(1), (1, 0))
     i = torch.minimum(torch.arange(x.shape[1]), (x.shape[1]-w)[:, None])
     return (c.gather(1, i+w[:, None])-c.gather(1, i))/w[:, None]
 
-# %% ../../nbs/12b_mock.variability.ipynb #e2fa4092
+# %% ../../nbs/12b_mock.variability.ipynb #8cc951b1
 def spot_amplitude(envelopes:Tensor, # (star, grid, harmonic) complex
                    prot:Tensor, # (star,) d, rotation period
                    step:float=BLOCK*CADENCE, # d between two points of the grid
@@ -143,19 +146,20 @@ def spot_amplitude(envelopes:Tensor, # (star, grid, harmonic) complex
     power = _running((z.real**2+z.imag**2).sum(-1)/2+mean**2, w)-_running(mean, w)**2
     return power.clamp(min=0).sqrt().mean(1)
 
-# %% ../../nbs/12b_mock.variability.ipynb #0d7e85fe
+# %% ../../nbs/12b_mock.variability.ipynb #f3447bcc
 def nu_max(logg:Tensor, # (star,) dex
            teff:Tensor, # (star,) K
           ) -> Tensor: # (star,) µHz
     "Frequency of the strongest oscillations (Kjeldsen & Bedding 1995)"
     return 3090*10**(logg-4.438)*(teff/5777)**-.5
 
+# %% ../../nbs/12b_mock.variability.ipynb #3352f624
 def convective(teff:Tensor, # (star,) K
               ) -> Tensor: # (star,) 1 for cool stars, 0 for hot ones
     "Share of the power of convection that is left: it fades between 6800 and 7800 K"
     return ((7800-teff)/1000).clamp(0, 1)
 
-# %% ../../nbs/12b_mock.variability.ipynb #662e5e08
+# %% ../../nbs/12b_mock.variability.ipynb #65fa2e4c
 def red_power(freq:Tensor, # (frequency,) µHz
               rms:Tensor, # (star, 1) ppm, standard deviation of it all
               turn:Tensor|float, # (star, 1) µHz, where the power falls off
@@ -163,7 +167,7 @@ def red_power(freq:Tensor, # (frequency,) µHz
     "Power that falls with the fourth power of frequency, averaged over long cadences"
     return rms**2/turn*(8**.5/torch.pi)/(1+(freq/turn).square().square())*torch.sinc(freq*CADENCE*.0864)**2
 
-# %% ../../nbs/12b_mock.variability.ipynb #f4da7f9d
+# %% ../../nbs/12b_mock.variability.ipynb #53d656c3
 def granulation_power(freq:Tensor, # (frequency,) µHz
                       numax:Tensor, # (star,) µHz
                      ) -> Tensor: # (star, frequency) ppm²/µHz, one-sided
@@ -171,7 +175,7 @@ def granulation_power(freq:Tensor, # (frequency,) µHz
     x = numax[:, None]
     return sum(red_power(freq, 3382*x**-.609, b) for b in (.317*x**.970, .948*x**.992))
 
-# %% ../../nbs/12b_mock.variability.ipynb #88e70d49
+# %% ../../nbs/12b_mock.variability.ipynb #1202b43b
 def oscillation_power(freq:Tensor, # (frequency,) µHz
                       numax:Tensor, # (star,) µHz
                      ) -> Tensor: # (star, frequency) ppm²/µHz, one-sided
@@ -180,18 +184,19 @@ def oscillation_power(freq:Tensor, # (frequency,) µHz
     hump = 2.03e7*x**-2.38*torch.exp(-.5*((freq-x)/(.66*x**.88/2.3548))**2)
     return hump*torch.sinc(freq*CADENCE*.0864)**2
 
-# %% ../../nbs/12b_mock.variability.ipynb #ab399bfc
+# %% ../../nbs/12b_mock.variability.ipynb #15a9ec4d
 def frequencies(n:int, # cadences
                ) -> Tensor: # (n/2+1,) µHz
     "Frequencies of a curve of `n` long cadences"
     return torch.fft.rfftfreq(n, CADENCE*.0864)
 
+# %% ../../nbs/12b_mock.variability.ipynb #be8040e2
 def white_power(sigma:Tensor, # (star,) standard deviation of one cadence, ppm
                ) -> Tensor: # (star,) ppm²/µHz, one-sided
     "Power of white noise"
     return 2*sigma**2*CADENCE*.0864
 
-# %% ../../nbs/12b_mock.variability.ipynb #b55e6931
+# %% ../../nbs/12b_mock.variability.ipynb #e96da325
 def coloured_noise(power:Tensor, # (star, n/2+1) ppm²/µHz at `frequencies(n)`, one-sided
                    n:int, # cadences, even
                    generator:torch.Generator, # source of randomness, on the CPU
@@ -201,7 +206,7 @@ def coloured_noise(power:Tensor, # (star, n/2+1) ppm²/µHz at `frequencies(n)`,
     x[:, 0] = 0
     return torch.fft.irfft(x, n=n)
 
-# %% ../../nbs/12b_mock.variability.ipynb #8b70e3f0
+# %% ../../nbs/12b_mock.variability.ipynb #a4b98fe3
 def disc_overlap(d:Tensor, # (…) distance of the centres
                  r1:Tensor, # (…) radius of one disc
                  r2:Tensor, # (…) radius of the other
@@ -213,7 +218,7 @@ def disc_overlap(d:Tensor, # (…) distance of the centres
     kite = ((r1+r2-d)*(d+r1-r2)*(d-r1+r2)*(d+r1+r2)).clamp(min=0).sqrt()/2
     return r1**2*a + r2**2*b - kite
 
-# %% ../../nbs/12b_mock.variability.ipynb #df9839c1
+# %% ../../nbs/12b_mock.variability.ipynb #bfa7a1dc
 def hidden_share(d:Tensor, # (…) distance of the centres
                  r1:Tensor, # (…) radius of the star behind
                  r2:Tensor, # (…) radius of the star in front
@@ -226,7 +231,7 @@ def hidden_share(d:Tensor, # (…) distance of the centres
     w = torch.cat([u*theta.sin()*torch.pi/2/discs, torch.tensor([1-u])]).to(d.dtype)
     return disc_overlap((d/r1)[..., None], x, (r2/r1)[..., None])@w/(torch.pi*(w*x**2).sum())
 
-# %% ../../nbs/12b_mock.variability.ipynb #7d4580d7
+# %% ../../nbs/12b_mock.variability.ipynb #8dc75320
 class Pair(NamedTuple):
     "Two stars on a circular orbit"
     radius:Tensor # (pair,) R☉
@@ -236,14 +241,14 @@ class Pair(NamedTuple):
     light2:Tensor # (pair,) share of the second star in the light
     q:Tensor # (pair,) mass of the second star over that of the first
 
-# %% ../../nbs/12b_mock.variability.ipynb #2cf14188
+# %% ../../nbs/12b_mock.variability.ipynb #018181a4
 def ellipsoidal(pair:Pair, # stars and orbits
                ) -> Tensor: # (pair,) half of the full range, share of the light
     "Variation of the light by tides (Morris 1985)"
     bulge = (1-pair.light2)*pair.q*(pair.radius/pair.a)**3 + pair.light2/pair.q*(pair.radius2/pair.a)**3
     return 1.5*bulge*(1-pair.cos_i**2)
 
-# %% ../../nbs/12b_mock.variability.ipynb #fbb4d177
+# %% ../../nbs/12b_mock.variability.ipynb #6fe83f80
 def pair_light(pair:Pair, # stars and orbits
                phase:Tensor, # (phase,) 0 to 1, 0 with the second star in front
               ) -> Tensor: # (pair, phase) about 1
@@ -254,7 +259,7 @@ def pair_light(pair:Pair, # stars and orbits
     hidden = torch.where(c > 0, (1-l2)*hidden_share(d, r1, r2), l2*hidden_share(d, r2, r1))
     return 1-hidden-ellipsoidal(pair)[:, None]*(2*c**2-1)
 
-# %% ../../nbs/12b_mock.variability.ipynb #3257a755
+# %% ../../nbs/12b_mock.variability.ipynb #b2dd0d35
 def orbit_light(pair:Pair, # stars and orbits
                 period:Tensor, # (pair,) d, below 80 d, so that a cadence is no less than a phase
                 phase:Tensor, # (pair,) phase at time 0

@@ -18,7 +18,7 @@ def pinball(pred:Tensor, # (star, label, quantile) predicted quantiles
            ) -> Tensor: # scalar; 0 where every label is missing
     "Mean pinball loss over the labels that are there (Koenker & Bassett 1978)"
     e = true.unsqueeze(-1) - pred
-    known = e.isfinite()
+    known = true.isfinite().unsqueeze(-1).expand_as(e)
     q = torch.as_tensor(levels, dtype=e.dtype, device=e.device)
     e = torch.where(known, e, torch.zeros_like(e))
     loss = torch.maximum(q*e, (q - 1)*e)
@@ -33,13 +33,13 @@ def conformal_margin(lo:Tensor, # (star, label) predicted lower ends
                      coverage:float, # share of stars that the interval shall hold, in (0, 1)
                     ) -> Tensor: # (label,) to subtract from `lo` and add to `hi`
     "How much wider the intervals must be (Romano et al. 2019, Eq. 7); ValueError if there are too few stars for the coverage"
-    def margin(e):
-        e = e[e.isfinite()].sort().values
+    def margin(e, y):
+        e = e[y.isfinite()].nan_to_num(torch.inf).sort().values # a star without a prediction counts against the intervals
         k = torch.tensor((len(e) + 1)*coverage).ceil().long().item()
         if k > len(e): raise ValueError(f'{len(e)} calibration stars are too few for a coverage of {coverage}')
         return e[k-1]
     score = torch.maximum(lo - true, true - hi)
-    return torch.stack([margin(e) for e in score.T])
+    return torch.stack([margin(*o) for o in zip(score.T, true.T)])
 
 # %% ../../nbs/53_objectives.quantile.ipynb #d53e2fe1
 def interval_margins(q:Tensor, # (star, label, level) predicted quantiles, an odd number of levels

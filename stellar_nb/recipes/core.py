@@ -31,7 +31,7 @@ class Recipe:
     name:str # of the model
     train:Callable # `train(preset, seed, out) -> (model, history, hyper-parameters)`, the model not yet calibrated; `out` may hold a checkpoint
     quantiles:Callable # `quantiles(model, n, part)` with part 'calibrate' or 'test' -> predicted (n, label, level), true (n, label), snr (n,); stars that training never sees
-    presets:dict # name → numbers, among them `calibrate`, the stars that calibrate the intervals
+    presets:dict # name → numbers, among them `calibrate`, the stars that calibrate the intervals, and perhaps `test`, those of the card
     about:str # Markdown for the card: what it was trained on, what it reads, where it fails
     snr:tuple[float,...] = (5, 15, 30, 60, 900) # edges of the card's table
     calibrate:Callable|None = None # `calibrate(model, n) -> model`, for models without intervals; None = conformal margins from `quantiles`
@@ -114,7 +114,7 @@ def make_model(recipe:Recipe, # what to make
     model = recipe.calibrate(model, p['calibrate']) if recipe.calibrate else calibrate(recipe, model, p['calibrate'])
     if recipe.domain: model.domain = recipe.domain(model, p)
     card = recipe.card or partial(write_card, recipe)
-    model.card = card(model, preset, training, seconds, 2*p['calibrate']) + f'\nEnergy of the training: {energy}.\n'
+    model.card = card(model, preset, training, seconds, p.get('test', 2*p['calibrate'])) + f'\nEnergy of the training: {energy}.\n'
     training |= dict(energy_wh=energy.wh, energy_from=energy.how)
     folder = save_pretrained(model, out/recipe.name, history=history, training=dict(preset=preset, seed=seed) | training)
     (out/f'{recipe.name}-{preset}.checkpoint.safetensors').unlink(missing_ok=True) # the next training starts anew

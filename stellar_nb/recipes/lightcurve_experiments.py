@@ -6,8 +6,9 @@
 __all__ = ['CLASSICAL', 'TRENDS', 'LEARNED', 'QUANTILES', 'VARIANTS', 'choose_trend', 'fit_learned', 'answer', 'mock_sheet',
            'look', 'probe', 'ablation', 'real_sheet', 'main']
 
-# %% ../../nbs/92n_recipes.lightcurve_experiments.ipynb #ddbc4257
+# %% ../../nbs/92n_recipes.lightcurve_experiments.ipynb #dbf55715
 import argparse, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
@@ -21,17 +22,17 @@ from .. import __version__
 from ..core import *
 from ..data.labels import LabelScale
 from ..data.lightcurve import LightCurve, prepare, read_kepler_sample
-from ..data.views import one_view
+from ..data.views import views
 from ..encoders.lightcurve import DesaLightCurve
 from ..eval.baselines import BoostingPCA, RidgePCA
 from ..eval.periods import acf_peak, lomb_scargle, period_table, within
-from ..periods import PeriodModel, period_quantiles
+from ..periods import PeriodModel, period_quantiles, view_starts
 from ..pretrained import load_pretrained
 from .lightcurve import *
 from .lightcurve import _CHUNK
 
-# %% ../../nbs/92n_recipes.lightcurve_experiments.ipynb #a0bf174a
-CLASSICAL = {'Lomb–Scargle': lomb_scargle, 'ACF peak': acf_peak}
+# %% ../../nbs/92n_recipes.lightcurve_experiments.ipynb #771ce04c
+CLASSICAL = {'Lomb–Scargle': partial(lomb_scargle, bin=8), 'ACF peak': acf_peak}
 TRENDS = dict(desa_lightcurve=(0., 60., 120.), desa_quarter=(0., 30., 60.)) # d, widths of a running mean to choose from; 0 = none
 LEARNED = {'Ridge': RidgePCA, 'boosting': BoostingPCA}
 
@@ -40,20 +41,20 @@ def choose_trend(name:str, # the model whose rivals they are
                  seed:int=5, # of the stars
                 ) -> dict[str,float]: # method → width of the running mean, d
     "The width with which most periods of training stars are right"
-    series,stars = mock_series(n, generator(seed), name)
-    series,p,lim = list(series), ln_period(stars, LIMITS[name]).exp()[:,0].numpy(), LIMITS[name]
-    share = lambda f,w: within(p, np.concatenate([f(flux, seen, lim, highpass=w) for flux,seen,_ in series]))
+    series,lim = list(mock_series(n, generator(seed), name)), LIMITS[name]
+    p = np.concatenate([ln_period(s, lim).exp()[:,0].numpy() for *_,s in series])
+    share = lambda f,w: within(p, np.concatenate([f(flux, seen, lim, highpass=w) for flux,seen,*_ in series]))
     return {k: max(TRENDS[name], key=lambda w: share(f, w)) for k,f in CLASSICAL.items()}
 
-# %% ../../nbs/92n_recipes.lightcurve_experiments.ipynb #57bcb270
+# %% ../../nbs/92n_recipes.lightcurve_experiments.ipynb #9bebf729
 def fit_learned(data:ViewSet, # training stars
                ) -> dict: # method → fitted model of ln P
     "Ridge regression and boosting on ACF and FFT"
     ok = data.y.isfinite()[:,0]
-    x,y = data.one.freq[ok].float().flatten(1).numpy(), data.y[ok].numpy()
+    x,y = torch.cat([v.freq[ok].float().flatten(1) for v in (data.one, data.two)]).numpy(), data.y[ok].repeat(2, 1).numpy()
     return {k: make().fit(x, y) for k,make in LEARNED.items()}
 
-# %% ../../nbs/92n_recipes.lightcurve_experiments.ipynb #70cd429b
+# %% ../../nbs/92n_recipes.lightcurve_experiments.ipynb #a41c576b
 QUANTILES = ('q10', 'q25', 'prot', 'q75', 'q90') # columns of a sheet, d
 
 def answer(model:PeriodModel, # the network
@@ -66,10 +67,10 @@ def answer(model:PeriodModel, # the network
     "What everyone says of some stars"
     out = pd.DataFrame(period_quantiles(model, flux, seen, mag).numpy(), columns=list(QUANTILES))
     for k,f in CLASSICAL.items(): out[k] = f(flux, seen, model.limits, highpass=trend[k])
-    x = one_view(flux, seen, mag, model.view).freq.flatten(1).numpy()
-    return out.assign(**{k: np.exp(m.predict(x)[:,0]) for k,m in learned.items()})
+    x = [views(flux, seen, mag, model.view, at).freq.flatten(1).numpy() for at in view_starts(seen, model.view.points)]
+    return out.assign(**{k: np.exp(np.mean([m.predict(o)[:,0] for o in x], 0)) for k,m in learned.items()})
 
-# %% ../../nbs/92n_recipes.lightcurve_experiments.ipynb #ab3b0f8e
+# %% ../../nbs/92n_recipes.lightcurve_experiments.ipynb #b7fafc31
 def mock_sheet(name:str, # the model's recipe
                model:PeriodModel, # trained
                data:ViewSet, # stars from which the rivals learn
@@ -78,13 +79,13 @@ def mock_sheet(name:str, # the model's recipe
               ) -> pd.DataFrame: # a row a rotator: `true` period, what everyone says (d), and facts of the star
     "Test stars of the mock survey; their Kepler numbers are in no training"
     learned,trend = fit_learned(data),choose_trend(name)
-    series,stars = mock_series(n, generator(seed), name, 'test')
-    ok,out = ln_period(stars, LIMITS[name]).isfinite()[:,0],[]
-    for (flux,seen,mag),m in zip(progress(series, f'{name}: test stars', -(-n//_CHUNK)), ok.split(_CHUNK)):
-        if m.any(): out.append(answer(model, flux[m], seen[m], mag[m], learned, trend))
-    s = stars[ok.numpy()].reset_index(drop=True)
-    facts = s[['kic', 'teff', 'logg', 'kepmag', 'sph', 'kind']].assign(true=s.prot, median=data.y.nanmedian().exp().item())
-    return pd.concat([facts, pd.concat(out, ignore_index=True)], axis=1)
+    out,facts = [],['kic', 'teff', 'logg', 'kepmag', 'sph', 'kind', 'prot']
+    for *o,s in progress(mock_series(n, generator(seed), name, 'test'), f'{name}: test stars', -(-n//_CHUNK)):
+        ok = ln_period(s, LIMITS[name]).isfinite()[:,0]
+        if not ok.any(): continue
+        s = s.loc[ok.numpy(), facts].rename(columns=dict(prot='true')).reset_index(drop=True)
+        out.append(pd.concat([s, answer(model, *(v[ok] for v in o), learned, trend)], axis=1))
+    return pd.concat(out, ignore_index=True).assign(median=data.y.nanmedian().exp().item())
 
 # %% ../../nbs/92n_recipes.lightcurve_experiments.ipynb #7d0f41bb
 VARIANTS = {'hybrid': {}, 'supervised alone': dict(lam=1.), 'self-supervised alone': dict(lam=0.), 'ACF and FFT alone': dict(branches=('freq',)), 'curve alone': dict(branches=('flux',))}
@@ -112,7 +113,7 @@ def probe(train:tuple[Tensor,Tensor], # (star, feature) features and (star, 1) l
     model = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-2, 4, 13))).fit(h[ok].numpy(), y[ok, 0].numpy())
     return np.exp(model.predict(test.numpy()))
 
-# %% ../../nbs/92n_recipes.lightcurve_experiments.ipynb #37668917
+# %% ../../nbs/92n_recipes.lightcurve_experiments.ipynb #f61e7297
 def ablation(name:str, # the model's recipe
              data:ViewSet, # training stars
              test:ViewSet, # test stars
@@ -128,7 +129,7 @@ def ablation(name:str, # the model's recipe
         net,h = fit_views(data, test, config, scale, epochs, seed=seed, desc=v, **kw)
         (ht,_),(hs,q) = look(net, data),look(net, test)
         p = {'': scale.decode(q[:,None])[:,0,2].exp().numpy() if kw.get('lam', .5) else np.full(len(true), np.nan), 'probe ': probe((ht, data.y), hs)}
-        row = {f'{a}{b}': period_table(true, {a: o}).iloc[0][b] for a,o in p.items() for b in ('RMSE', 'RMSE ±', 'right', 'right ±')}
+        row = {f'{a}{b}': np.nan if np.isnan(o).all() else period_table(true, {a: o}, star=test.stars.kic).iloc[0][b] for a,o in p.items() for b in ('RMSE', 'RMSE ±', 'right', 'right ±')}
         rows.append(dict(variant=v, seed=seed, stars=len(data.y), epochs=epochs, **row, **h.iloc[-1][['spread', 'rank', 'seconds']]))
     return pd.DataFrame(rows)
 
@@ -146,7 +147,7 @@ def real_sheet(model:PeriodModel, # trained on quarters
     facts = pd.DataFrame(dict(kic=t.kic, true=true, what=np.where(t.prot.notna(), 'rotation', np.where(t.eb_period.notna(), 'orbit', '')), kepmag=t.kepmag, median=data.y.nanmedian().exp().item()))
     return pd.concat([facts, out], axis=1)[true.notna()].reset_index(drop=True)
 
-# %% ../../nbs/92n_recipes.lightcurve_experiments.ipynb #e875821e
+# %% ../../nbs/92n_recipes.lightcurve_experiments.ipynb #6dd664f0
 def _save(table, path):
     digits = table.select_dtypes('number').columns.difference(['kic', 'seed', 'stars', 'epochs'])
     table = table.assign(**{k: table[k].astype('f8').round(4) for k in digits})
@@ -157,10 +158,10 @@ def main(argv:list[str]|None=None): # words of the command line; None = those of
     p = argparse.ArgumentParser('python -m stellar_nb.recipes.lightcurve_experiments', description='Compare methods for rotation periods; writes period_*.csv.', allow_abbrev=False)
     p.add_argument('what', choices=('desa_lightcurve', 'desa_quarter', 'variants'), help='the model whose test stars (and real stars) are answered, or the variants of the training')
     p.add_argument('--out', default='results', help='folder for the tables (default: results)')
-    p.add_argument('--stars', type=int, default=6000, help='training stars of rivals and variants (default: 6000)')
+    p.add_argument('--stars', type=int, default=12_000, help='training stars of rivals and variants (default: 12,000)')
     p.add_argument('--test', type=int, default=5200, help='test stars (default: 5200, of which some four thousand have a period)')
     o = p.parse_args(argv)
-    out,name = Path(o.out),'desa_lightcurve' if o.what == 'variants' else o.what
+    out,name = Path(o.out),'desa_quarter' if o.what == 'variants' else o.what
     data = draw_views(o.stars, name)
     if o.what == 'variants': return _save(ablation(name, data, draw_views(o.test, name, 11, 'test'), seeds=(42, 43)), out/'period_variants.csv')
     model = load_pretrained(name)
