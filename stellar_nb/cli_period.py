@@ -109,17 +109,18 @@ def star_key(name:str, # of a star
     m = re.fullmatch(r'(kic|epic|tic|kplr|ktwo)?[ _-]*0*(\d+)(\.0+)?', text)
     return f"{dict(kplr='kic', ktwo='epic').get(m[1], m[1]) or catalog} {m[2]}".strip() if m else text
 
-# %% ../nbs/91c_cli_period.ipynb #8cb7b66c
+# %% ../nbs/91c_cli_period.ipynb #01060507
 class StarTable:
     "Distances, and magnitudes where the files have none; BadInput for a table that lacks a column"
     def __init__(self,
-                 path:str|Path, # CSV, ECSV, Parquet, FITS or VOTable
+                 table:'str|Path|DataFrame', # CSV, ECSV, Parquet, FITS or VOTable, or in memory
                 ):
         from stellar_nb.core import BadInput
         from stellar_nb.data.gaia import _table
-        d,units = _table(path)
+        d,units = _table(table) if isinstance(table, (str, Path)) else (table, {})
+        self.name = shown(table) if isinstance(table, (str, Path)) else 'table'
         self.columns,self.units = {str(k).lower(): d[k] for k in d},{str(k).lower(): u for k,u in units.items()}
-        self.name,star = shown(path),next((k for k in _ids if k in self.columns), None)
+        star = next((k for k in _ids if k in self.columns), None)
         if star is None: raise BadInput(self.name, f'no column of stars: {", ".join(_ids)}')
         if not {'distance', 'parallax'} & {*self.columns}: raise BadInput(self.name, 'no column distance (pc) or parallax (mas)')
         self._fill([star_key(o, _ids[star]) for o in self.columns[star]])
@@ -254,10 +255,10 @@ def period_files(groups:Iterable[list[str|Path]], # from `group_files`
         if after: after(stars, done[-1])
     return pd.concat(done, ignore_index=True) if done else pd.DataFrame(columns=list(PERIOD_TABLE))
 
-# %% ../nbs/91c_cli_period.ipynb #9c5bd29a
+# %% ../nbs/91c_cli_period.ipynb #914c1981
 def period(paths:'str|Path|Iterable[str|Path]', # files and directories
            model:'str|PeriodModel'='auto', # which model: by the length of the series, or one for all (name, folder or itself)
-           table:str|Path|None=None, # distances: a file with columns of stars and of `distance` (pc) or `parallax` (mas)
+           table:'str|Path|DataFrame|None'=None, # distances: columns of stars and of `distance` (pc) or `parallax` (mas)
            separate:bool=False, # do not join what belongs to the same star
            **kwargs, # passed to `period_files`: `batch_size`
           ) -> 'DataFrame': # one row a star, with the columns of `PERIOD_TABLE`
@@ -268,10 +269,10 @@ def period(paths:'str|Path|Iterable[str|Path]', # files and directories
         warnings.simplefilter('ignore')
         return period_files(group_files(_files(paths, table), separate), model, stars, separate, **kwargs)
 
-# %% ../nbs/91c_cli_period.ipynb #c37e63ed
+# %% ../nbs/91c_cli_period.ipynb #5c7cb521
 def _files(paths, table=None, output=None):
     from stellar_nb.data.lightcurve import find_lightcurves
-    own = table and os.path.realpath(table) # may lie among the light curves
+    own = os.path.realpath(table) if isinstance(table, (str, Path)) else None # may lie among the light curves
     return [o for o in list_inputs(paths, output, find_lightcurves) if os.path.realpath(o) != own]
 
 # %% ../nbs/91c_cli_period.ipynb #b4c3f584
@@ -339,7 +340,13 @@ def plot_period(curve:'LightCurve', # joined, as `read_stars` returns it
     fig.suptitle(f"{row['star'] or row['file'][-60:]}   P = {p} d (80 %: {ends[0]}–{ends[1]}, 50 %: {ends[2]}–{ends[3]})   {row['flags']}", fontsize=9, parse_math=False)
     return fig
 
-# %% ../nbs/91c_cli_period.ipynb #1e223932
+# %% ../nbs/91c_cli_period.ipynb #17456c2d
+def _star_pictures(folder, models):
+    write = _pictures(folder, lambda o, row: plot_period(o.curve, row, models.of(o.curve)[0]))
+    named = lambda o: o._replace(name=o.curve.star) if o.curve and ' (+' in o.name else o
+    return lambda stars, rows: write([named(o) for o in stars], rows)
+
+# %% ../nbs/91c_cli_period.ipynb #6bd6f833
 _period_example = """examples:
   stellar_nb period kplr001996679-*_llc.fits
   stellar_nb period lightcurves/ --table distances.csv -o periods.ecsv --plots pictures
@@ -357,8 +364,9 @@ The model is chosen by the length of the series: desa_quarter below 100 days,
 desa_lightcurve from there on. --model takes one for all.
 
 With --table, the network also learns how luminous the star is. The table has a column
-star, kic, tic, epic or id, a column distance (pc) or parallax (mas), and, where the files
-say nothing, mag (TESS magnitudes are taken for Kepler's). Without it, relative flux alone is read (flag no_luminosity).
+star, kic, tic, epic or id, a column distance (pc) or parallax (mas), and perhaps mag, in
+place of the magnitude in the header (TESS magnitudes are taken for Kepler's). Without
+--table, relative flux alone is read (flag no_luminosity).
 
 The table has one row a star: file, star, status, reason, prot (the median, d), prot_lo
 and prot_hi (80 % interval), prot_q25 and prot_q75 (50 % interval), days, observed,
@@ -370,7 +378,7 @@ half was observed), no_luminosity.
 
 exit status: 0 all stars have periods, 1 some failed, 2 nothing could be done"""
 
-# %% ../nbs/91c_cli_period.ipynb #dc5984fd
+# %% ../nbs/91c_cli_period.ipynb #0e79f80a
 def _period_options(p):
     add = p.add_argument
     add('files', nargs='+', metavar='FILE', help='a light curve, or a directory with light curves')
@@ -382,13 +390,13 @@ def _period_options(p):
     add('--batch-size', type=_number(int, 1, 2**16, 'a whole number from 1'), default=64, metavar='N', help='stars that go through the model at once (default: %(default)s)')
     add('--quiet', action='store_true', help='no progress bar and no summary; failures are still named on stderr')
 
-# %% ../nbs/91c_cli_period.ipynb #e03b7336
+# %% ../nbs/91c_cli_period.ipynb #fd9e0b26
 def add_period(sub:'argparse._SubParsersAction', # of the whole command
               ):
     "Add the command `period`"
     _add(sub, 'period', 'rotation periods from light curves', 'Rotation periods, with calibrated intervals, from light curves of Kepler, K2, TESS and others.', _period_example, _period_options, run_period)
 
-# %% ../nbs/91c_cli_period.ipynb #3beef8b8
+# %% ../nbs/91c_cli_period.ipynb #b941a7b5
 def _prepare_periods(args):
     if args.output: check_output(args.output, [*args.files, *([args.table] if args.table else [])])
     if args.plots: check_folder(args.plots)
@@ -398,7 +406,7 @@ def _prepare_periods(args):
     try: return models, StarTable(args.table) if args.table else None
     except BadInput as e: raise Refused(f'--table {shown(e)}') from None
 
-# %% ../nbs/91c_cli_period.ipynb #9e6a52f1
+# %% ../nbs/91c_cli_period.ipynb #76f83d79
 def run_period(args:argparse.Namespace, # parsed options
               ) -> int: # exit status
     "The command `period`; Refused if nothing can be done"
@@ -407,7 +415,7 @@ def run_period(args:argparse.Namespace, # parsed options
     files = _files(args.files, args.table, args.output)
     groups = group_files(files if args.quiet else progress(files, 'headers', unit='file'), args.separate)
     bar = None if args.quiet else progress(groups, 'light curves', unit='star')
-    pictures = args.plots and _pictures(args.plots, lambda o, row: plot_period(o.curve, row, models.of(o.curve)[0]))
+    pictures = args.plots and _star_pictures(args.plots, models)
     rows = period_files(groups if bar is None else bar, models, table, args.separate, args.batch_size, _report(bar, pictures))
     more = f", without a distance: {rows['flags'].str.contains('no_luminosity').sum()}" if table else ''
     return _finish(args, rows, PERIOD_TABLE, period_terminal, ('stars', 'with periods', 'light curve'), more)
