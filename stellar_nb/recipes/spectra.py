@@ -74,9 +74,9 @@ def desa_loss(pred:tuple[Tensor,Tensor], # quantiles (b, label, level) and fille
     q,filled = pred
     return hybrid_loss(masked_mse(filled, x, masked, weight), pinball(q, y, levels, weight), lam)
 
-# %% ../../nbs/92k_recipes.spectra.ipynb #f3ad5f86
+# %% ../../nbs/92k_recipes.spectra.ipynb #03e23e07
 DESA_PRESETS = dict(smoke=dict(epochs=1, batches=4, calibrate=200, domain=0), laptop=dict(epochs=6, batches=160, calibrate=4000, domain=4000),
-                    shipped=dict(epochs=20, batches=240, calibrate=4000, domain=8000),
+                    short=dict(epochs=1, batches=400, calibrate=2000, domain=0), shipped=dict(epochs=16, batches=256, calibrate=4000, domain=8000),
                     paper=dict(epochs=10, batches=20_000, calibrate=4000, domain=8000, size='paper', lr=2e-5))
 LR = 2e-3
 
@@ -87,7 +87,7 @@ def desa_network(size:str='laptop', # 'laptop' or 'paper'
     make,prep = dict(laptop=(SpectraEncoderConfig.laptop, DESA_PREP), paper=(SpectraEncoderConfig.paper, PAPER_PREP))[size]
     return DesaSpectra(make(length=prep.length, labels=LABELS, quantiles=DESA_LEVELS)), prep
 
-# %% ../../nbs/92k_recipes.spectra.ipynb #7c7decc9
+# %% ../../nbs/92k_recipes.spectra.ipynb #c53e705f
 def train_spectra(preset:str='laptop', # a key of `DESA_PRESETS`
                   seed:int=42, # of weights and survey
                   out:str|Path='models', # not used: the training is short
@@ -99,7 +99,7 @@ def train_spectra(preset:str='laptop', # a key of `DESA_PRESETS`
     seed_everything(seed)
     scale,(net,prep) = mock_scale(seed=seed),desa_network(p.get('size', 'laptop'))
     make = partial(spectra_batch, scale=scale)
-    learn = make_learner(net, Fresh(make, p['batches'], BATCH, seed), Fresh(make, 4, 256, seed+2, fixed=True), partial(desa_loss, lam=lam),
+    learn = make_learner(net, Fresh(make, p['batches'], BATCH, seed), Fresh(make, 2, 256, seed+2, fixed=True), partial(desa_loss, lam=lam),
                          cbs=(NoiseOnTheFly(seed), PreprocessBatch(LAMOST_WAVE, prep), MaskForFilling(stars=stars, seed=seed)), desc='desa_spectra')
     history = train_cosine(learn, p['epochs'], lr=p['lr'])
     limits = dict(zip(LABELS, torch.stack(lamost().label_range(), 1).tolist()))
