@@ -183,7 +183,7 @@ def quantile_columns(q:Tensor, # (star, label, level)
     names = {i: '' if l == .5 else f'_q{100*l:.0f}' for i,l in enumerate(DESA_LEVELS)}
     return {f'{label}{name}': np.round(q[:,j,i].double().numpy(), d) for j,(label,d) in enumerate(zip(LABELS, (1, 3, 3))) for i,name in names.items()}
 
-# %% ../../nbs/92l_recipes.spectra_real.ipynb #dc0fb844
+# %% ../../nbs/92l_recipes.spectra_real.ipynb #93428e66
 def real_tables(model:LabelModel, # trained on mock stars
                 stars:RealStars, # LAMOST
                 other:RealStars|None, # MILES, if at hand
@@ -207,8 +207,7 @@ def real_tables(model:LabelModel, # trained on mock stars
     for name,m in {'DESA, mock stars alone': model, 'DESA': tuned}.items():
         p = predict_inputs(m, *inputs)
         rows += score_rows(p.numpy(), other.y.numpy(), other.star, set='MILES', method=name)
-    miles = dict(zip((f'{l}_miles' for l in LABELS), other.y.T.numpy()))
-    return out | dict(scores=pd.DataFrame(rows), miles=pd.DataFrame(dict(id=other.id, **miles, **quantile_columns(p))))
+    return out | dict(scores=pd.DataFrame(rows), miles=pd.DataFrame(dict(id=other.id, **quantile_columns(p))))
 
 # %% ../../nbs/92l_recipes.spectra_real.ipynb #356a2c54
 def main(argv:list[str]|None=None): # words of the command line; None = those of this process
