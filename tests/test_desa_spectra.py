@@ -9,7 +9,7 @@ from stellar_nb.data.labels import LabelScale
 from stellar_nb.encoders.spectra import DesaSpectra, SpectraEncoder, SpectraEncoderConfig
 from stellar_nb.mock.spectra import LAMOST_WAVE, draw_labels, mock_lamost
 from stellar_nb.objectives.masked import hybrid_loss, mask_pixels, masked_mse, snr_weights
-from stellar_nb.objectives.quantile import coverage_by, interval_margins, pinball, widen
+from stellar_nb.objectives.quantile import coverage_by, group_margins, interval_margins, pinball, widen
 from stellar_nb.pretrained import LabelModel, load_pretrained, quantiles, save_pretrained
 from stellar_nb.recipes.core import LABELS, with_margins
 from stellar_nb.recipes.spectra import DESA_PREP, MaskForFilling, desa_loss
@@ -94,7 +94,11 @@ def test_intervals_hold_what_they_promise():
     assert (c.diff(dim=-1) >= 0).all()
     held = coverage_by(c[4000:], y[4000:], snr[4000:], (0., 200.))[0]
     assert (held - torch.tensor([[.8], [.5]])).abs().max() < .025
-    across = calibrate_across(q, y, np.arange(8000) % 5)
+    edges = (10., 30.)
+    binned = widen(q, group_margins(q[:4000], y[:4000], (.8, .5), snr[:4000], edges)[torch.bucketize(snr, torch.tensor(edges), right=True)])
+    assert (coverage_by(binned[4000:], y[4000:], snr[4000:], (0., *edges, 200.)) - torch.tensor([[.8], [.5]])).abs().max() < .1
+    with pytest.raises(ValueError, match='too few'): group_margins(q, y, (.8, .5), snr, (5.01, 20.))
+    across = calibrate_across(q, y, np.arange(8000) % 5, snr)
     assert ((across[..., 0] <= y) & (y <= across[..., -1])).float().mean().sub(.8).abs() < .02
 
 
@@ -106,8 +110,8 @@ def test_two_intervals_there_and_back(tmp_path):
     assert q.shape == (12, 3, 5) and (q.diff(dim=-1) >= 0).all()
     back = load_pretrained(save_pretrained(m, tmp_path/'m'))
     assert torch.equal(quantiles(back, *args)[0], q) and back.promises == (.8, .5) and back.margin == m.margin
-    c = with_margins(m, q, q[..., 2])
-    assert isinstance(c.margin[0], tuple) and len(c.margin) == 2
+    c = with_margins(m, q, q[..., 2], torch.full((12,), 50.))
+    assert isinstance(c.margin[0], tuple) and len(c.margin) == 2 and c.snr_edges == ()
     old = load_pretrained('specvit_lamost')
     assert old.promises == (.68,) and quantiles(old, *args)[0].shape == (12, 3, 3)
 
