@@ -16,7 +16,7 @@ from fastcore.test import *
 from torch import Tensor
 
 from ..core import *
-from ..objectives.quantile import interval_margins
+from ..objectives.quantile import group_margins
 from ..pretrained import LabelModel, save_pretrained
 from ..train.energy import Energy
 
@@ -31,9 +31,10 @@ class Recipe:
     name:str # of the model
     train:Callable # `train(preset, seed, out) -> (model, history, hyper-parameters)`, the model not yet calibrated; `out` may hold a checkpoint
     quantiles:Callable # `quantiles(model, n, part)` with part 'calibrate' or 'test' -> predicted (n, label, level), true (n, label), snr (n,); stars that training never sees
-    presets:dict # name → numbers, among them `calibrate`, the stars that calibrate the intervals, and perhaps `test`, those of the card
+    presets:dict # name → numbers, among them `calibrate`, the stars that calibrate the intervals, and perhaps `test`, those for the card
     about:str # Markdown for the card: what it was trained on, what it reads, where it fails
     snr:tuple[float,...] = (5, 15, 30, 60, 900) # edges of the card's table
+    snr_edges:tuple[float,...] = () # between the bins in SNR that are calibrated each for itself
     calibrate:Callable|None = None # `calibrate(model, n) -> model`, for models without intervals; None = conformal margins from `quantiles`
     card:Callable|None = None # `card(model, preset, training, seconds, n) -> Markdown`; None = errors by SNR
     domain:Callable|None = None # `domain(model, numbers of the preset) -> Domain or None`, the detector of spectra that the model was not made for
@@ -42,16 +43,21 @@ class Recipe:
 def with_margins(model:LabelModel, # trained
                  q:Tensor, # (star, label, level) what it says of stars without any margin, physical units
                  true:Tensor, # (star, label) their labels; NaN = missing
+                 snr:Tensor, # (star,) their signal-to-noise ratio
+                 edges:tuple[float,...]=(), # between bins in SNR that are calibrated each for itself
                 ) -> LabelModel: # the same with margins
     "Intervals that hold what they promise"
-    m = tuple(tuple(o) for o in interval_margins(q, true, model.promises).tolist())
-    return replace(model, margin=m if isinstance(model.coverage, tuple) else m[0])
+    deep = lambda o: tuple(map(deep, o)) if isinstance(o, list) else o
+    m = deep(group_margins(q, true, model.promises, snr, edges).tolist()) # (bin, interval, label)
+    if not isinstance(model.coverage, tuple): m = tuple(o[0] for o in m)
+    return replace(model, margin=m if edges else m[0], snr_edges=edges)
 
+# %% ../../nbs/92_recipes.core.ipynb #0993f7df
 def without_margins(model:LabelModel, # any
                    ) -> LabelModel: # the same, its intervals as the network gives them
     "Forget a calibration"
     zero = (0.,)*len(model.labels)
-    return replace(model, margin=(zero,)*len(model.coverage) if isinstance(model.coverage, tuple) else zero)
+    return replace(model, margin=(zero,)*len(model.coverage) if isinstance(model.coverage, tuple) else zero, snr_edges=())
 
 # %% ../../nbs/92_recipes.core.ipynb #475417ef
 def calibrate(recipe:Recipe, # of the model
@@ -59,7 +65,7 @@ def calibrate(recipe:Recipe, # of the model
               n:int, # stars for it
              ) -> LabelModel: # the same with margins
     "Conformal margins from stars set apart"
-    return with_margins(model, *recipe.quantiles(model, n, 'calibrate')[:2])
+    return with_margins(model, *recipe.quantiles(model, n, 'calibrate'), recipe.snr_edges)
 
 # %% ../../nbs/92_recipes.core.ipynb #eee5dbc3
 def card_table(q:Tensor, # (star, label, level) predicted quantiles, an odd number of levels
@@ -95,7 +101,7 @@ def write_card(recipe:Recipe, # of the model
 
 {recipe.about.strip()}
 
-Training ranges: {ranges}. Intervals hold {' and '.join(f'{o:.0%}' for o in model.promises)} of the stars on which they were calibrated.
+Training ranges: {ranges}. Intervals hold {' and '.join(f'{o:.0%}' for o in model.promises)} of the stars on which they were calibrated{', in each bin of the SNR' if model.snr_edges else ''}.
 
 ## Errors on {len(q):,} test stars (K, dex, dex)
 {card_table(q, true, snr, model.labels, recipe.snr)}

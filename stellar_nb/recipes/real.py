@@ -75,9 +75,11 @@ def adapt(model:LabelModel, # trained on something else
 def predict_inputs(model:LabelModel, # any
                    x:Tensor, # (star, pixel) its input
                    good:Tensor, # (star, pixel) bool
+                   snr:Tensor|None=None, # (star,) signal-to-noise ratio, for models that were calibrated by it
                   ) -> Tensor: # (star, label, level) lower end, median, upper end in physical units
     "As `quantiles`, for spectra that are preprocessed already"
-    return torch.cat([read_inputs(model, a, b) for a,b in zip(x.split(128), good.split(128))])
+    snr = torch.full((len(x),), torch.inf) if snr is None and not model.snr_edges else snr
+    return torch.cat([read_inputs(model, a, b, s) for a,b,s in zip(x.split(128), good.split(128), snr.split(128))])
 
 # %% ../../nbs/92g_recipes.real.ipynb #ed843784
 def recalibrate(model:LabelModel, # adapted
@@ -87,7 +89,7 @@ def recalibrate(model:LabelModel, # adapted
                ) -> LabelModel: # the same with margins
     "Intervals that hold the promised share of these stars"
     q = predict_inputs(without_margins(model), x, good)
-    return with_margins(model, q, y)
+    return with_margins(model, q, y, torch.zeros(len(y)))
 
 # %% ../../nbs/92g_recipes.real.ipynb #4ad7ad03
 SIZES = (50, 100, 200, 400, 800, 0) # training stars; 0 = all of the fold

@@ -48,7 +48,7 @@ class Jitter(Callback):
 
 # %% ../../nbs/72_train.finetune.ipynb #f5d469de
 class HidePatches(Callback):
-    "Takes a share of the patches out of `xb = (x, good)`; training only"
+    "Takes a share of the patches out of `xb = (x, good, ...)`; training only"
     order = 40
     def __init__(self,
                  share:float=.1, # of the patches
@@ -56,10 +56,10 @@ class HidePatches(Callback):
                 ): self.share,self.patch = share,patch
     def before_batch(self):
         if not self.training: return
-        x,good = self.xb
+        x,good,*rest = self.xb
         keep = torch.rand(len(x), good.shape[-1]//self.patch, device=x.device) >= self.share
         keep = keep.repeat_interleave(self.patch, 1) # (star, pixel)
-        self.learn.xb = (x*(keep if x.ndim == 2 else keep[:,None]), good & keep)
+        self.learn.xb = (x*(keep if x.ndim == 2 else keep[:,None]), good & keep, *rest)
 
 # %% ../../nbs/72_train.finetune.ipynb #04924701
 @torch.no_grad()
@@ -76,7 +76,7 @@ def rescale_head(head:LabelHead, # of the network; changed in place
     return head
 
 # %% ../../nbs/72_train.finetune.ipynb #502d3ea0
-def finetune(net:SpecViT, # trained before, or new; changed in place
+def finetune(net:nn.Module, # such as a `SpecViT`, trained before, or new; changed in place
              xb:tuple[Tensor,...], # training stars, see `fixed_stars`
              y:Tensor, # (star, label) their z-scored labels; NaN = missing
              valid:tuple|None=None, # `(xb, y)` of other stars; None = the first training stars stand in, and their loss says nothing about new ones
@@ -87,7 +87,7 @@ def finetune(net:SpecViT, # trained before, or new; changed in place
              weight_decay:float=.05, # AdamW's
              cbs:tuple=(), # callbacks, such as `HidePatches`
              seed:int=42, # of order and changes
-             loss:Callable|None=None, # `loss(prediction, labels)`; None = pinball at the network's levels
+             loss:Callable|None=None, # `loss(prediction, labels, ...)`, with whatever a callback adds to the labels; None = pinball at the network's levels
             ) -> pd.DataFrame: # one row an epoch
     "Train on real stars; ValueError if none has a label"
     if not y.isfinite().any(): raise ValueError('no star has a label')
