@@ -98,7 +98,7 @@ def test_intervals_hold_what_they_promise():
     binned = widen(q, group_margins(q[:4000], y[:4000], (.8, .5), snr[:4000], edges)[torch.bucketize(snr, torch.tensor(edges), right=True)])
     assert (coverage_by(binned[4000:], y[4000:], snr[4000:], (0., *edges, 200.)) - torch.tensor([[.8], [.5]])).abs().max() < .1
     with pytest.raises(ValueError, match='too few'): group_margins(q, y, (.8, .5), snr, (5.01, 20.))
-    across = calibrate_across(q, y, np.arange(8000) % 5, snr)
+    across = calibrate_across(q, y, np.arange(8000) % 5, snr, edges)
     assert ((across[..., 0] <= y) & (y <= across[..., -1])).float().mean().sub(.8).abs() < .02
 
 

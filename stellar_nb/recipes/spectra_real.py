@@ -48,7 +48,7 @@ def miles_labelled(red:float=7400., # Å; nothing beyond is used
     return RealStars(ids[keep], table.name.str.replace(' ', '').to_numpy()[keep], wave, flux[keep].masked_fill(~good, 0), good.float(), torch.zeros(int(keep.sum())),
                      torch.tensor(table[list(LABELS)].to_numpy(float)[keep]).float(), torch.full((int(keep.sum()),), torch.inf))
 
-# %% ../../nbs/92l_recipes.spectra_real.ipynb #29f66d2f
+# %% ../../nbs/92l_recipes.spectra_real.ipynb #5477f4fa
 def adapt_spectra(model:LabelModel, # a `desa_spectra`, trained on something else
                   x:Tensor, # (star, pixel) its input for the training stars
                   good:Tensor, # (star, pixel) bool
@@ -56,9 +56,9 @@ def adapt_spectra(model:LabelModel, # a `desa_spectra`, trained on something els
                   snr:Tensor, # (star,) signal-to-noise ratio
                   lam:float=.5, # share of the labels in the loss
                   stars:float=.5, # of the spectra that are masked
-                  epochs:int=8, # passes over the stars; more where that makes fewer than `steps` steps
+                  epochs:int=14, # passes over the stars; more where that makes fewer than `steps` steps
                   steps:int=100, # the least number of them
-                  lr:float=5e-4, # highest learning rate
+                  lr:float=2e-3, # highest learning rate
                   seed:int=42, # of order and masks
                  ) -> LabelModel: # a new one, its intervals not yet calibrated
     "Hybrid training on real stars"
