@@ -75,10 +75,11 @@ def desa_loss(pred:tuple[Tensor,Tensor], # quantiles (b, label, level) and fille
     q,filled = pred
     return hybrid_loss(masked_mse(filled, x, masked, weight), pinball(q, y, levels, weight), lam)
 
-# %% ../../nbs/92k_recipes.spectra.ipynb #2a3136f2
-DESA_PRESETS = dict(smoke=dict(epochs=1, batches=4, calibrate=600, test=300, domain=0), laptop=dict(epochs=6, batches=160, calibrate=16_000, test=16_000, domain=4000),
-                    short=dict(epochs=1, batches=400, calibrate=4000, domain=0), shipped=dict(epochs=16, batches=256, calibrate=16_000, test=16_000, domain=8000),
+# %% ../../nbs/92k_recipes.spectra.ipynb #d9a6bddd
+DESA_PRESETS = dict(smoke=dict(epochs=1, batches=4, calibrate=600, test=300, domain=0), short=dict(epochs=1, batches=400, calibrate=4000, domain=0),
+                    laptop=dict(epochs=6, batches=160, calibrate=16_000, test=16_000, domain=4000),
                     paper=dict(epochs=10, batches=20_000, calibrate=16_000, test=16_000, domain=8000, size='paper', lr=2e-5))
+DESA_PRESETS['shipped'] = DESA_PRESETS['laptop']
 LR = 2e-3
 
 # %% ../../nbs/92k_recipes.spectra.ipynb #35215a93
