@@ -61,11 +61,12 @@ def sine(n=700, step=.0204, period=3., start=100., seed=0):
     t = start + step*np.arange(n)
     return t, 1 + .01*np.sin(2*np.pi*t/period) + 1e-3*np.random.default_rng(seed).normal(size=n)
 
-def kepler(path, star=1, quarter=1, mission='Kepler', n=700, flux=None, step=.0204, quality=None, **cards):
+def kepler(path, star=1, quarter=1, mission='Kepler', n=700, flux=None, step=.0204, quality=None, raw=False, **cards):
     "A file of the archive"
     id_,key,mag = dict(Kepler=('KIC', 'QUARTER', 'KEPMAG'), K2=('EPIC', 'CAMPAIGN', 'KEPMAG'), TESS=('TIC', 'SECTOR', 'TESSMAG'))[mission]
     t,f = sine(n, step, 1.5 + star, 100 + n*step*1.02*quarter, 10*star + quarter)
     cols = dict(TIME=t, PDCSAP_FLUX=1e4*f if flux is None else flux, SAP_QUALITY=np.zeros(n) if quality is None else quality)
+    if raw: cols['SAP_FLUX'] = 9e3*f
     table = fits.BinTableHDU.from_columns([fits.Column(k, 'J' if k == 'SAP_QUALITY' else 'D', array=v) for k,v in cols.items()], name='LIGHTCURVE')
     head = fits.Header(dict(TELESCOP='TESS' if mission == 'TESS' else 'Kepler', MISSION=mission, OBJECT=f'{id_} {star}', **{key: quarter, mag: 12.}) | cards)
     fits.HDUList([fits.PrimaryHDU(header=head), table]).writeto(path, overwrite=True)
@@ -114,7 +115,7 @@ def test_groups(here):
     files = ['1.fits', 'a.csv', '2.fits', '3.fits', 'nowhere.fits', 'both.csv', 'b.csv', 'broken.fits']
     groups = group_files(files)
     assert groups == [['1.fits', '3.fits', 'both.csv'], ['a.csv'], ['2.fits'], ['nowhere.fits'], ['b.csv'], ['broken.fits']]
-    assert [o.name for o in read_stars(groups)] == ['both.csv[0] (+1)', 'both.csv[1] (+1)', 'a.csv', '2.fits', 'nowhere.fits', 'b.csv', 'broken.fits']
+    assert [o.name for o in read_stars(groups)] == ['1.fits', '3.fits', 'both.csv[0]', 'both.csv[1]', 'a.csv', '2.fits', 'nowhere.fits', 'b.csv', 'broken.fits']
     assert group_files(files, separate=True) == [[o] for o in files]
 
 def test_a_broken_quarter_costs_itself(here, run):
@@ -123,6 +124,14 @@ def test_a_broken_quarter_costs_itself(here, run):
     status,_,err = run('1.fits', '2.fits', '3.fits', '-o', 'out.csv')
     t = table()
     assert status == 1 and t.file.tolist() == ['2.fits', '1.fits (+1)'] and t.status.tolist() == ['failed', 'ok'] and t.segments[1] == '1,3' and err[0] == f'2.fits: {t.reason[0]}'
+
+def test_pipelines_do_not_mix(here, run):
+    "The same star by two pipelines makes two rows; a quarter with raw flux only belongs to the others"
+    for q in (1, 2, 3): kepler(f'{q}.fits', 1, q, flux=np.full(700, np.nan) if q == 2 else None, raw=True)
+    t,f = sine(start=115.); csv('other.csv', bkjd=t, flux=.5*f, kic=1, quarter=1)
+    status,*_ = run('1.fits', 'other.csv', '2.fits', '3.fits', '-o', 'out.csv')
+    t = table()
+    assert status == 0 and t.file.tolist() == ['1.fits (+2)', 'other.csv'] and t.star.tolist() == ['KIC 1']*2 and t.segments.tolist() == ['1-3', '1']
 
 def test_missions_and_cadences(here, run):
     "K2 in half hours, TESS in two minutes, 200 s and half hours"
@@ -161,7 +170,7 @@ def test_distances(here, run, end):
     dict(csv=lambda p: d.to_csv(p, index=False), parquet=d.to_parquet, ecsv=lambda p: Table.from_pandas(d).write(p, format='ascii.ecsv'), fits=lambda p: Table.from_pandas(d).write(p))[end](f'd.{end}')
     status,_,err = run('1.fits', '2.fits', '3.fits', 'mine.csv', '--table', f'd.{end}', '-o', 'out.csv')
     t = table()
-    assert status == 0 and 'without a distance: 1' in err[0] and t['flags'].str.contains('no_luminosity').tolist() == [False, False, True, False]
+    assert status == 0 and 'luminosity unknown: 1' in err[0] and t['flags'].str.contains('no_luminosity').tolist() == [False, False, True, False]
     model,stars = load_pretrained('desa_quarter'), list(read_stars([['1.fits'], ['2.fits'], ['3.fits'], ['mine.csv']]))
     known = [StarTable(f'd.{end}').abs_mag_of(o) for o in stars]
     np.testing.assert_allclose(known, [12 - 5, 13 - 5*np.log10(20), np.nan, 9 - 5*np.log10(5)])
@@ -196,7 +205,7 @@ def bad_files():
     os.mkdir('folder'); os.mkdir('locked.fits'); fits.PrimaryHDU(np.zeros((5, 5))).writeto('image.fits')
     return {'flat.fits': 'the flux is constant', 'nan.fits': 'NaN or infinite everywhere', 'flagged.fits': 'no usable cadence', 'short.fits': '2 days long, fewer than 5', 'hourly.fits': 'a cadence of 2 hours',
             'negative.fits': 'median flux is not positive', 'few.fits': 'are usable, fewer than 2', 'empty.fits': 'empty', 'cut.fits': '', 'cut.fits.gz': '', 'words.csv': 'no layout that is known', 'names.csv': 'no column of time',
-            'back.csv': 'not increasing', 'letters.csv': '', 'seconds.csv': '', 'star.fits': 'a spectrum, not a light curve: stellar_nb predict', 'star.csv': 'a spectrum, not a light curve', 'folder': 'no light curve in it',
+            'back.csv': 'not increasing', 'letters.csv': '', 'seconds.csv': 'are the times days?', 'star.fits': 'a spectrum, not a light curve: stellar_nb predict', 'star.csv': 'a spectrum, not a light curve', 'folder': 'no light curve in it',
             'locked.fits': 'no light curve in it', 'image.fits': 'images, no table', 'nowhere.fits': 'no such file'}
 
 def test_bad_files(here, run):
