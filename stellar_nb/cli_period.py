@@ -23,21 +23,22 @@ PERIOD_TABLE = {'file': Column(None, 'first file of the star; (+n) counts the ot
                 'mission': Column(None, 'Kepler, K2, TESS or empty'), 'segments': Column(None, 'quarters, campaigns or sectors'), 'magnitude': Column('mag', "apparent magnitude in the mission's band"),
                 'flags': COLUMNS['flags'], 'model': Column(None, 'model that read the light curve; empty where none was asked')}
 
-# %% ../nbs/91c_cli_period.ipynb #2ac51e8e
-def stars_in(path:str|Path, # a file
+# %% ../nbs/91c_cli_period.ipynb #e300a959
+def stars_in(path:'str|Path|LightCurve', # a file, or a record
             ) -> list[str]: # names, '' left out; none where the file cannot be read
     "The stars whose light curves a file holds"
     from astropy.io import fits
     from stellar_nb.data.lightcurve import read_lightcurves
     try:
+        if not isinstance(path, (str, Path)): return [o for o in [path.star] if o]
         if os.path.isfile(path) and re.search(r'\.fits?(\.gz)?$', str(path), re.I): return [o for o in [fits.getheader(path)['OBJECT']] if o]
         return [o.star for o in read_lightcurves(path) if o.star]
     except Exception: return []
 
-# %% ../nbs/91c_cli_period.ipynb #8bff358b
-def group_files(files:Iterable[str|Path], # files
+# %% ../nbs/91c_cli_period.ipynb #ae5d9f14
+def group_files(files:'Iterable[str|Path|LightCurve]', # files, or records
                 separate:bool=False, # each for itself
-               ) -> list[list[str|Path]]: # groups, in the order of their first files
+               ) -> list[list]: # groups, in the order of their first files
     "Bring the files of each star together"
     if separate: return [[o] for o in files]
     groups,of = {},{} # number of a group → files; star → number
@@ -63,18 +64,19 @@ class Star(NamedTuple):
     curve:'LightCurve|None' # None if it could not be read
     reason:str='' # why it failed; '' = it did not
 
-# %% ../nbs/91c_cli_period.ipynb #94626ad3
+# %% ../nbs/91c_cli_period.ipynb #8e04ed28
 def _read(path): # curves, whose meta data name the file; or why there are none
     from stellar_nb.core import BadInput
     from stellar_nb.data.lightcurve import read_lightcurves
+    if not isinstance(path, (str, Path)): return [path], ''
     try: curves = read_lightcurves(path)
     except BadInput as e: return [], _refusal(path, e.reason, 'light curve')
     except Exception as e: return [], _reason(e)
     for i,o in enumerate(curves): o.meta['file'] = shown(path) + f'[{i}]'*(len(curves) > 1)
     return curves, ''
 
-# %% ../nbs/91c_cli_period.ipynb #82f42550
-def read_stars(groups:Iterable[list[str|Path]], # from `group_files`
+# %% ../nbs/91c_cli_period.ipynb #287c608a
+def read_stars(groups:Iterable[list], # from `group_files`
                separate:bool=False, # do not join what belongs to the same star
               ) -> Iterator[Star]: # one a star, or one for a file that cannot be read
     "Read and join light curves; nothing is raised"
@@ -83,7 +85,8 @@ def read_stars(groups:Iterable[list[str|Path]], # from `group_files`
         yield from (Star(shown(path), None, reason) for path,_,reason in read if reason)
         curves = [o for _,some,_ in read for o in some]
         for o in curves if separate else _joined(curves):
-            first,*more = [o.meta['file']] if isinstance(o.meta['file'], str) else o.meta['file']
+            file = o.meta.get('file') or o.star or 'light curve'
+            first,*more = [file] if isinstance(file, str) else map(str, file)
             yield Star(first + f' (+{len(more)})'*bool(more), o)
 
 # %% ../nbs/91c_cli_period.ipynb #992b8d9e
@@ -244,8 +247,8 @@ def period_rows(models:PeriodChooser, # who reads what
         for i in at: reasons[i] = out.error[i] or ('' if math.isfinite(out.prot[i]) else 'nothing is left of it: no segment has a positive median')
     return rows.assign(reason=reasons, status=['failed' if r else 'ok' for r in reasons], model=[m.name if m else '' for m,_ in picks])
 
-# %% ../nbs/91c_cli_period.ipynb #591c19d5
-def period_files(groups:Iterable[list[str|Path]], # from `group_files`
+# %% ../nbs/91c_cli_period.ipynb #2613317f
+def period_files(groups:Iterable[list], # from `group_files`
                  model:'str|PeriodModel|PeriodChooser'='auto', # which model: by the length of the series, or one for all (name, folder or itself)
                  table:StarTable|None=None, # distances; None = relative flux alone is read
                  separate:bool=False, # do not join what belongs to the same star
@@ -261,19 +264,20 @@ def period_files(groups:Iterable[list[str|Path]], # from `group_files`
         if after: after(stars, done[-1])
     return pd.concat(done, ignore_index=True) if done else pd.DataFrame(columns=list(PERIOD_TABLE))
 
-# %% ../nbs/91c_cli_period.ipynb #b5b19bb6
-def period(paths:'str|Path|Iterable[str|Path]', # files and directories
+# %% ../nbs/91c_cli_period.ipynb #369cd5a2
+def period(paths:'str|Path|LightCurve|Iterable', # files and directories, or records
            model:'str|PeriodModel'='auto', # which model: by the length of the series, or one for all (name, folder or itself)
            table:'str|Path|DataFrame|None'=None, # distances: columns of stars and of `distance` (pc) or `parallax` (mas)
            separate:bool=False, # do not join what belongs to the same star
            **kwargs, # passed to `period_files`: `batch_size`
           ) -> 'DataFrame': # one row a star, with the columns of `PERIOD_TABLE`
-    "Rotation periods of all stars in files and directories; BadInput for a table or model that cannot be used"
-    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    stars = None if table is None else StarTable(table)
+    "Rotation periods of all stars in files, directories and memory; BadInput for a table or model that cannot be used"
+    given = [paths] if isinstance(paths, (str, Path)) or hasattr(paths, 'cadenceno') else list(paths)
+    files,stars = _files([o for o in given if isinstance(o, (str, Path))], table),None if table is None else StarTable(table)
+    curves = [o for o in given if not isinstance(o, (str, Path))]
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        return period_files(group_files(_files(paths, table), separate), model, stars, separate, **kwargs)
+        return period_files(group_files([*files, *curves], separate), model, stars, separate, **kwargs)
 
 # %% ../nbs/91c_cli_period.ipynb #c962dee1
 def _files(paths, table=None, output=None):

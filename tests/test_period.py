@@ -326,6 +326,11 @@ def test_python_twin(here, run):
     for t in (period('.', table='d.csv'), period([f'{i}.fits' for i in (1, 2, 3)], table=d, batch_size=1), period(Path('.'), load_pretrained('desa_quarter'), Path('d.csv'))):
         assert list(t.columns) == list(PERIOD_TABLE) and t['flags'].tolist() == want['flags'].tolist()
         np.testing.assert_allclose(t[P].to_numpy(float), want[P], rtol=1e-4)
+    curves = [read_lightcurve(f'{i}.fits') for i in (1, 2, 3)]
+    for given in (curves, [curves[0], '2.fits', curves[2]]): np.testing.assert_allclose(period(given, table=d).sort_values('star')[P].to_numpy(float), want[P], rtol=1e-4)
+    assert period(join_segments([curves[1], read_lightcurve(kepler('4.fits', 2, 2))])[0]).file.tolist() == ['2.fits (+1)']
+    bare = read_lightcurve(csv('x.csv', **dict(zip(('time', 'flux'), sine())))); bare.meta.clear()
+    assert period(bare).file.tolist() == ['light curve']
     assert period([]).empty and list(period([]).columns) == list(PERIOD_TABLE)
     with pytest.raises(BadInput, match='no such model'): period('1.fits', 'nowhere')
 
