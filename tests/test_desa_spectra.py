@@ -12,6 +12,7 @@ from stellar_nb.objectives.masked import hybrid_loss, mask_pixels, masked_mse, s
 from stellar_nb.objectives.quantile import coverage_by, group_margins, interval_margins, pinball, widen
 from stellar_nb.pretrained import LabelModel, load_pretrained, quantiles, save_pretrained
 from stellar_nb.recipes.core import LABELS, with_margins
+from stellar_nb.recipes.lamost import mock_quantiles
 from stellar_nb.recipes.spectra import DESA_PREP, MaskForFilling, desa_loss
 from stellar_nb.recipes.spectra_real import adapt_spectra, calibrate_across
 from stellar_nb.train.finetune import finetune
@@ -98,7 +99,7 @@ def test_intervals_hold_what_they_promise():
     binned = widen(q, group_margins(q[:4000], y[:4000], (.8, .5), snr[:4000], edges)[torch.bucketize(snr, torch.tensor(edges), right=True)])
     assert (coverage_by(binned[4000:], y[4000:], snr[4000:], (0., *edges, 200.)) - torch.tensor([[.8], [.5]])).abs().max() < .1
     with pytest.raises(ValueError, match='too few'): group_margins(q, y, (.8, .5), snr, (5.01, 20.))
-    across = calibrate_across(q, y, np.arange(8000) % 5, snr)
+    across = calibrate_across(q, y, np.arange(8000) % 5, snr, edges)
     assert ((across[..., 0] <= y) & (y <= across[..., -1])).float().mean().sub(.8).abs() < .02
 
 
@@ -132,3 +133,12 @@ def test_adapted_model_forgets_its_margins():
     m = labelled()
     new = adapt_spectra(m, *m.prep(LAMOST_WAVE, flux, ivar, torch.zeros(20)), y, torch.full((20,), 60.), epochs=1, steps=1)
     assert new.margin == ((0., 0., 0.),)*2 and m.margin[0][0] == 100. and new.limits['teff'][0] == y[:, 0].min()
+
+
+def test_shipped_model_keeps_its_word():
+    m = load_pretrained('desa_spectra')
+    q, true, snr = mock_quantiles(m, 800, 902)
+    assert m.promises == (.8, .5) and q.shape == (800, 3, 5)
+    held = coverage_by(q, true, snr, (0., 1e9))[0]
+    assert (held - torch.tensor([[.8], [.5]])).abs().max() < .06, held
+    assert ((q[..., 2] - true).abs().mean(0) < torch.tensor([75., .18, .13])).all()

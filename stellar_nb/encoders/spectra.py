@@ -50,7 +50,7 @@ class SpectraEncoderConfig(JsonConfig):
     @property
     def patch(self) -> int: return self.stride*2**len(self.channels) # pixels that a token stands for
 
-# %% ../../nbs/40_encoders.spectra.ipynb #b09b3ec7
+# %% ../../nbs/40_encoders.spectra.ipynb #4327e709
 @patch(cls_method=True)
 def paper(cls:SpectraEncoderConfig,
           **changes, # fields that differ
@@ -58,6 +58,7 @@ def paper(cls:SpectraEncoderConfig,
     "The network of document 002, §3.1.1 and §5"
     return cls(**changes)
 
+# %% ../../nbs/40_encoders.spectra.ipynb #f79a006a
 @patch(cls_method=True)
 def laptop(cls:SpectraEncoderConfig,
            **changes, # fields that differ
@@ -66,6 +67,7 @@ def laptop(cls:SpectraEncoderConfig,
     return cls(**{**dict(length=3456, stem=24, kernel=8, stride=4, channels=(32, 48, 64, 96), down='stride', depth=2, heads=4, dropout=0.,
                          hidden=192, decoder=(48, 32, 24, 16)), **changes})
 
+# %% ../../nbs/40_encoders.spectra.ipynb #0791b844
 @patch(cls_method=True)
 def tiny(cls:SpectraEncoderConfig,
          **changes, # fields that differ
@@ -73,19 +75,19 @@ def tiny(cls:SpectraEncoderConfig,
     "For tests: milliseconds"
     return cls(**{**dict(length=64, stem=4, channels=(8, 8, 16), depth=1, heads=2, ffn=2, dropout=0., hidden=16), **changes})
 
-# %% ../../nbs/40_encoders.spectra.ipynb #ccc788e5
+# %% ../../nbs/40_encoders.spectra.ipynb #cd163a64
 def stretches(good:Tensor, # (b, pixel) bool, True = usable
               size:int, # pixels a stretch; divides their number
              ) -> Tensor: # (b, stretch) bool
     "Which stretches have a good pixel"
     return good.bool().unflatten(-1, (-1, size)).any(-1)
 
-# %% ../../nbs/40_encoders.spectra.ipynb #a93637dd
+# %% ../../nbs/40_encoders.spectra.ipynb #cdb63bd4
 def _block(c, out, down):
     conv = nn.Conv1d(c, out, 3, 1 + (down == 'stride'), padding=1, bias=False)
     return nn.Sequential(conv, nn.BatchNorm1d(out), nn.SiLU(inplace=True), *([nn.MaxPool1d(2)] if down == 'max' else []))
 
-# %% ../../nbs/40_encoders.spectra.ipynb #263cf0c1
+# %% ../../nbs/40_encoders.spectra.ipynb #3ea6042e
 class SpectraCNN(nn.Module):
     "From pixels to a short sequence of tokens"
     def __init__(self,
@@ -107,15 +109,17 @@ class SpectraCNN(nn.Module):
         for block in self.blocks: z = self.hide(block(z), good, size := 2*size)
         return z.transpose(1, 2)
 
-    def hide(self,
-             z:Tensor, # (b, channel, n) features
-             good:Tensor|None, # (b, pixel) bool
-             size:int, # pixels that each of them stands for
-            ) -> Tensor: # (b, channel, n)
-        "Zeros where no pixel is good"
-        return z if good is None else z*stretches(good, size)[:,None]
+# %% ../../nbs/40_encoders.spectra.ipynb #5f87b423
+@patch
+def hide(self:SpectraCNN,
+         z:Tensor, # (b, channel, n) features
+         good:Tensor|None, # (b, pixel) bool
+         size:int, # pixels that each of them stands for
+        ) -> Tensor: # (b, channel, n)
+    "Zeros where no pixel is good"
+    return z if good is None else z*stretches(good, size)[:,None]
 
-# %% ../../nbs/40_encoders.spectra.ipynb #3f7a4167
+# %% ../../nbs/40_encoders.spectra.ipynb #f544f5c9
 class SpectraEncoder(nn.Module):
     "CNN and Conformer (document 002, §3.1.1)"
     def __init__(self,
@@ -135,15 +139,17 @@ class SpectraEncoder(nn.Module):
         for layer in self.conformer: z = layer(z, seen)
         return features, mean_token(z, seen)
 
-    def seen(self,
-             good:Tensor|None, # (b, pixel) bool, True = usable
-            ) -> Tensor|None: # (b, token) bool
-        "Which tokens have a good pixel"
-        if good is None: return None
-        seen = stretches(good, self.config.patch)
-        return None if seen.all() else seen # nothing to hide, and attention without a mask is faster
+# %% ../../nbs/40_encoders.spectra.ipynb #5844e1ea
+@patch
+def seen(self:SpectraEncoder,
+         good:Tensor|None, # (b, pixel) bool, True = usable
+        ) -> Tensor|None: # (b, token) bool
+    "Which tokens have a good pixel"
+    if good is None: return None
+    seen = stretches(good, self.config.patch)
+    return None if seen.all() else seen # nothing to hide, and attention without a mask is faster
 
-# %% ../../nbs/40_encoders.spectra.ipynb #2c1eb745
+# %% ../../nbs/40_encoders.spectra.ipynb #3afe14d9
 class SpectraDecoder(nn.Module):
     "From the CNN's feature map back to a spectrum"
     def __init__(self,
@@ -161,7 +167,7 @@ class SpectraDecoder(nn.Module):
                ) -> Tensor: # (b, pixel)
         return self.ups(features.transpose(1, 2))[:,0]
 
-# %% ../../nbs/40_encoders.spectra.ipynb #381e1e8e
+# %% ../../nbs/40_encoders.spectra.ipynb #2d3de623
 class DesaSpectra(nn.Module):
     "Spectra encoder with its decoder and its label head (document 002, Figure 1)"
     def __init__(self,
@@ -182,9 +188,11 @@ class DesaSpectra(nn.Module):
         y = self.head(self.mlp(star))
         return (y, self.decoder(features)) if fill else y
 
-    def features(self,
-                 x:Tensor, # (b, pixel) preprocessed spectra
-                 good:Tensor|None=None, # (b, pixel) bool, True = usable
-                ) -> Tensor: # (b, width)
-        "The embedding of the star"
-        return self.encoder(x, good)[1]
+# %% ../../nbs/40_encoders.spectra.ipynb #0cdf3e8f
+@patch
+def features(self:DesaSpectra,
+             x:Tensor, # (b, pixel) preprocessed spectra
+             good:Tensor|None=None, # (b, pixel) bool, True = usable
+            ) -> Tensor: # (b, width)
+    "The embedding of the star"
+    return self.encoder(x, good)[1]

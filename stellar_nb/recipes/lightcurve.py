@@ -138,8 +138,8 @@ def pair_loss(out:Pair|tuple[Tensor,...], # of the network
     sup = pinball(out.quantiles.flatten(0, 1), y.repeat_interleave(2, 0), levels)
     return hybrid_loss(ssl, sup, lam)
 
-# %% ../../nbs/92m_recipes.lightcurve.ipynb #10d58cc9
-PRESETS = dict(smoke=dict(stars=256, epochs=1, calibrate=200), laptop=dict(stars=2400, epochs=6, calibrate=600, test=600), shipped=dict(stars=12_000, epochs=7, calibrate=4000, test=1000),
+# %% ../../nbs/92m_recipes.lightcurve.ipynb #4513ba8a
+PRESETS = dict(smoke=dict(stars=256, epochs=1, calibrate=200), laptop=dict(stars=2000, epochs=6, calibrate=400, test=400), shipped=dict(stars=12_000, epochs=7, calibrate=4000, test=1000),
                paper=dict(stars=104_433, epochs=20, calibrate=4000, lr=2e-5, floor=2e-6, warm=0., fresh=True)) # document 002, §5 and §6.1; it does not say how many passes
 SCHEDULE = dict(lr=1e-3, floor=1e-5, warm=.05, batch=64) # unless the preset says otherwise
 

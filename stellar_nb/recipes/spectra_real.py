@@ -48,7 +48,7 @@ def miles_labelled(red:float=7400., # Å; nothing beyond is used
     return RealStars(ids[keep], table.name.str.replace(' ', '').to_numpy()[keep], wave, flux[keep].masked_fill(~good, 0), good.float(), torch.zeros(int(keep.sum())),
                      torch.tensor(table[list(LABELS)].to_numpy(float)[keep]).float(), torch.full((int(keep.sum()),), torch.inf))
 
-# %% ../../nbs/92l_recipes.spectra_real.ipynb #29f66d2f
+# %% ../../nbs/92l_recipes.spectra_real.ipynb #5477f4fa
 def adapt_spectra(model:LabelModel, # a `desa_spectra`, trained on something else
                   x:Tensor, # (star, pixel) its input for the training stars
                   good:Tensor, # (star, pixel) bool
@@ -56,9 +56,9 @@ def adapt_spectra(model:LabelModel, # a `desa_spectra`, trained on something els
                   snr:Tensor, # (star,) signal-to-noise ratio
                   lam:float=.5, # share of the labels in the loss
                   stars:float=.5, # of the spectra that are masked
-                  epochs:int=8, # passes over the stars; more where that makes fewer than `steps` steps
+                  epochs:int=14, # passes over the stars; more where that makes fewer than `steps` steps
                   steps:int=100, # the least number of them
-                  lr:float=5e-4, # highest learning rate
+                  lr:float=2e-3, # highest learning rate
                   seed:int=42, # of order and masks
                  ) -> LabelModel: # a new one, its intervals not yet calibrated
     "Hybrid training on real stars"
@@ -85,9 +85,10 @@ def out_of_fold(stars:RealStars, # spectra and labels
         report(dict(fold=k, **dict(zip(LABELS, (q[b,:,q.shape[-1]//2] - stars.y[b]).abs().mean(0).tolist()))))
     return q, fold
 
-# %% ../../nbs/92l_recipes.spectra_real.ipynb #5096c85d
+# %% ../../nbs/92l_recipes.spectra_real.ipynb #ca15d54d
 REAL_EDGES = (25., 50., 100.) # SNR in g
 
+# %% ../../nbs/92l_recipes.spectra_real.ipynb #157eb2ac
 def calibrate_across(q:Tensor, # (spectrum, label, level) out-of-fold quantiles
                      y:Tensor, # (spectrum, label) true labels
                      fold:np.ndarray, # (spectrum,) fold
@@ -102,7 +103,7 @@ def calibrate_across(q:Tensor, # (spectrum, label, level) out-of-fold quantiles
         out[here] = widen(q[here], group_margins(q[others], y[others], promises, snr[others], edges)[group[here]])
     return out
 
-# %% ../../nbs/92l_recipes.spectra_real.ipynb #d87f53f5
+# %% ../../nbs/92l_recipes.spectra_real.ipynb #4c1d5d9d
 @torch.no_grad()
 def frozen_features(model:LabelModel, # with a `DesaSpectra`
                     x:Tensor, # (star, pixel) its input
@@ -115,7 +116,7 @@ def frozen_features(model:LabelModel, # with a `DesaSpectra`
         out.append(torch.cat([mean_token(features, e.seen(b)), star], 1))
     return torch.cat(out).numpy()
 
-# %% ../../nbs/92l_recipes.spectra_real.ipynb #8330aba1
+# %% ../../nbs/92l_recipes.spectra_real.ipynb #6c5337f0
 def probe(model:LabelModel, # with a `DesaSpectra`
           train:tuple, # (x, good, y) of stars to learn from
           test:tuple, # (x, good, ...) of others
@@ -124,10 +125,10 @@ def probe(model:LabelModel, # with a `DesaSpectra`
     ridge = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-3, 4, 22), alpha_per_target=True))
     return torch.tensor(ridge.fit(frozen_features(model, *train[:2]), train[2].numpy()).predict(frozen_features(model, *test[:2])))
 
-# %% ../../nbs/92l_recipes.spectra_real.ipynb #fa23855d
+# %% ../../nbs/92l_recipes.spectra_real.ipynb #55791a1c
 WAYS = {'hybrid': dict(lam=.5, stars=.5), 'hybrid, all masked': dict(lam=.5, stars=1.), 'labels alone': dict(lam=1., stars=0.), 'filling alone': dict(lam=0., stars=1.)}
 
-# %% ../../nbs/92l_recipes.spectra_real.ipynb #39fa3556
+# %% ../../nbs/92l_recipes.spectra_real.ipynb #d9253090
 def mock_stars(n:int, # stars
                seed:int, # of their survey
                model:LabelModel, # whose input and labels are wanted
@@ -137,9 +138,10 @@ def mock_stars(n:int, # stars
     (flux,sigma,rv,_),y = spectra_batch(n, gen, model.scale)
     return *model.prep(LAMOST_WAVE, add_noise(flux, sigma, gen), sigma**-2, rv), model.scale.decode(y)
 
-# %% ../../nbs/92l_recipes.spectra_real.ipynb #e67b28d7
+# %% ../../nbs/92l_recipes.spectra_real.ipynb #e7ec7cba
 def _errors(pred, y): return dict(zip(LABELS, (pred - y).abs().nanmean(0).tolist()))
 
+# %% ../../nbs/92l_recipes.spectra_real.ipynb #ca97b95c
 def compare_ways(stars:RealStars|None=None, # real ones; None = mock stars alone
                  preset:str='short', # of the training on mock stars
                  folds:int=2, # of the real stars
@@ -165,7 +167,7 @@ def compare_ways(stars:RealStars|None=None, # real ones; None = mock stars alone
             add(way, 'trained further', 'LASP', fold=k, **_errors(predict_inputs(tuned, x[b], good[b])[..., 2], stars.y[b]))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/92l_recipes.spectra_real.ipynb #baaee08a
+# %% ../../nbs/92l_recipes.spectra_real.ipynb #41eecd0e
 def score_rows(q:np.ndarray, # (star, label, level) quantiles; one level where there are no intervals
                y:np.ndarray, # (star, label) true labels
                star:np.ndarray, # (star,) which star a row shows
@@ -180,14 +182,14 @@ def score_rows(q:np.ndarray, # (star, label, level) quantiles; one level where t
             rows.append(dict(about, selection=name, label=label, stars=int(keep.sum()), mae=mae(t, p[:,mid]), spread=bootstrap(mae, t, p[:,mid], star[keep]), **held))
     return rows
 
-# %% ../../nbs/92l_recipes.spectra_real.ipynb #a600a836
+# %% ../../nbs/92l_recipes.spectra_real.ipynb #dafa5a6d
 def quantile_columns(q:Tensor, # (star, label, level)
                     ) -> dict[str,np.ndarray]: # `teff`, `teff_q10`, …
     "Columns of a table"
     names = {i: '' if l == .5 else f'_q{100*l:.0f}' for i,l in enumerate(DESA_LEVELS)}
     return {f'{label}{name}': np.round(q[:,j,i].double().numpy(), d) for j,(label,d) in enumerate(zip(LABELS, (1, 3, 3))) for i,name in names.items()}
 
-# %% ../../nbs/92l_recipes.spectra_real.ipynb #1853c4db
+# %% ../../nbs/92l_recipes.spectra_real.ipynb #2f6f613f
 def real_tables(model:LabelModel, # trained on mock stars
                 stars:RealStars, # LAMOST
                 other:RealStars|None, # MILES, if at hand
@@ -214,7 +216,7 @@ def real_tables(model:LabelModel, # trained on mock stars
         rows += score_rows(p.numpy(), other.y.numpy(), other.star, set='MILES', method=name)
     return out | dict(scores=pd.DataFrame(rows), miles=pd.DataFrame(dict(id=other.id, **quantile_columns(p))))
 
-# %% ../../nbs/92l_recipes.spectra_real.ipynb #f0495d52
+# %% ../../nbs/92l_recipes.spectra_real.ipynb #2554f6c6
 def main(argv:list[str]|None=None): # words of the command line; None = those of this process
     "`python -m stellar_nb.recipes.spectra_real`"
     p = argparse.ArgumentParser('python -m stellar_nb.recipes.spectra_real', description="DESA's spectra encoder on real stars; writes desa_spectra_folds.csv, _scores.csv and _miles.csv, or _ablation.csv.", allow_abbrev=False)
@@ -235,5 +237,5 @@ def main(argv:list[str]|None=None): # words of the command line; None = those of
         return
     for name,table in real_tables(load_pretrained(o.model), stars, miles_labelled(), rivals=pd.read_csv(package_data('results', 'lamost_dr10_folds.csv'))).items(): write(name, table)
 
-# %% ../../nbs/92l_recipes.spectra_real.ipynb #c2942425
+# %% ../../nbs/92l_recipes.spectra_real.ipynb #294dfc19
 if __name__ == '__main__': main()
