@@ -243,6 +243,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'stellar_nb.cli_period._facts': ('cli_period.html#_facts', 'stellar_nb/cli_period.py'),
                                        'stellar_nb.cli_period._files': ('cli_period.html#_files', 'stellar_nb/cli_period.py'),
                                        'stellar_nb.cli_period._fill': ('cli_period.html#_fill', 'stellar_nb/cli_period.py'),
+                                       'stellar_nb.cli_period._joined': ('cli_period.html#_joined', 'stellar_nb/cli_period.py'),
                                        'stellar_nb.cli_period._number_column': ( 'cli_period.html#_number_column',
                                                                                  'stellar_nb/cli_period.py'),
                                        'stellar_nb.cli_period._period_cells': ('cli_period.html#_period_cells', 'stellar_nb/cli_period.py'),
