@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['REAL_EDGES', 'WAYS', 'miles_labelled', 'adapt_spectra', 'out_of_fold', 'calibrate_across', 'frozen_features', 'probe',
-           'mock_stars', 'compare_ways', 'score_rows', 'quantile_columns', 'real_tables', 'main']
+           'mock_stars', 'compare_ways', 'score_rows', 'quantile_columns', 'lamost_scores', 'second_survey',
+           'real_tables', 'main']
 
 # %% ../../nbs/92l_recipes.spectra_real.ipynb #e8223bc3
 import argparse, copy, datetime
@@ -70,11 +71,10 @@ def adapt_spectra(model:LabelModel, # a `desa_spectra`, trained on something els
     card = f'# {model.name}, trained further\n{len(y)} real spectra; intervals as calibrated since. The detector of strange spectra is the old one.\n'
     return without_margins(replace(model, model=net, scale=scale, limits=limits, card=card))
 
-# %% ../../nbs/92l_recipes.spectra_real.ipynb #10fb3008
+# %% ../../nbs/92l_recipes.spectra_real.ipynb #ff4f5f7a
 def out_of_fold(stars:RealStars, # spectra and labels
                 model:LabelModel, # trained on mock stars
                 folds:int=5, # how many of the five
-                report:Callable=lambda row: print(row, flush=True), # called with a line after each fold
                 **settings, # of `adapt_spectra`
                ) -> tuple[Tensor,np.ndarray]: # (spectrum, label, level) quantiles without margins, NaN where there is no prediction; (spectrum,) fold, -1 for none
     "Quantiles of real stars from models that were trained on others"
@@ -82,7 +82,6 @@ def out_of_fold(stars:RealStars, # spectra and labels
     q,fold = torch.full((len(x), len(model.labels), len(model.model.config.quantiles)), torch.nan), np.full(len(x), -1)
     for k,(a,b) in enumerate(kfold_by_star(stars.star)[:folds]):
         q[b],fold[b] = predict_inputs(adapt_spectra(model, x[a], good[a], stars.y[a], stars.snr[a], **settings), x[b], good[b]), k
-        report(dict(fold=k, **dict(zip(LABELS, (q[b,:,q.shape[-1]//2] - stars.y[b]).abs().mean(0).tolist()))))
     return q, fold
 
 # %% ../../nbs/92l_recipes.spectra_real.ipynb #ca15d54d
@@ -141,10 +140,12 @@ def mock_stars(n:int, # stars
 # %% ../../nbs/92l_recipes.spectra_real.ipynb #e7ec7cba
 def _errors(pred, y): return dict(zip(LABELS, (pred - y).abs().nanmean(0).tolist()))
 
-# %% ../../nbs/92l_recipes.spectra_real.ipynb #ca97b95c
+# %% ../../nbs/92l_recipes.spectra_real.ipynb #979db51b
 def compare_ways(stars:RealStars|None=None, # real ones; None = mock stars alone
                  preset:str='short', # of the training on mock stars
-                 folds:int=2, # of the real stars
+                 folds:int=2, # of the real stars, for the probe
+                 tuned:int=1, # for training further
+                 epochs:int=8, # of that training
                  n:int=2000, # mock stars to test on, and to train the probe
                  report:Callable=lambda row: print(row, flush=True), # called with each row
                  ways:dict=WAYS, # name → settings of `train_spectra` and `adapt_spectra`
@@ -162,9 +163,9 @@ def compare_ways(stars:RealStars|None=None, # real ones; None = mock stars alone
         for k,(a,b) in enumerate(kfold_by_star(stars.star)[:folds]):
             add(way, 'probe', 'LASP', fold=k, **_errors(probe(model, (x[a], good[a], stars.y[a]), (x[b], good[b])), stars.y[b]))
         if o['lam'] == 0: o = WAYS['labels alone'] # filling first, labels then
-        for k,(a,b) in enumerate(kfold_by_star(stars.star)[:folds]):
-            tuned = adapt_spectra(model, x[a], good[a], stars.y[a], stars.snr[a], **o)
-            add(way, 'trained further', 'LASP', fold=k, **_errors(predict_inputs(tuned, x[b], good[b])[..., 2], stars.y[b]))
+        for k,(a,b) in enumerate(kfold_by_star(stars.star)[:tuned]):
+            new = adapt_spectra(model, x[a], good[a], stars.y[a], stars.snr[a], epochs=epochs, **o)
+            add(way, 'trained further', 'LASP', fold=k, **_errors(predict_inputs(new, x[b], good[b])[..., 2], stars.y[b]))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/92l_recipes.spectra_real.ipynb #41eecd0e
@@ -189,34 +190,59 @@ def quantile_columns(q:Tensor, # (star, label, level)
     names = {i: '' if l == .5 else f'_q{100*l:.0f}' for i,l in enumerate(DESA_LEVELS)}
     return {f'{label}{name}': np.round(q[:,j,i].double().numpy(), d) for j,(label,d) in enumerate(zip(LABELS, (1, 3, 3))) for i,name in names.items()}
 
-# %% ../../nbs/92l_recipes.spectra_real.ipynb #2f6f613f
+# %% ../../nbs/92l_recipes.spectra_real.ipynb #ac2c8936
+def lamost_scores(model:LabelModel, # trained on mock stars
+                  stars:RealStars, # LAMOST
+                  q:Tensor, # (spectrum, label, level) calibrated quantiles of the networks that were trained further
+                  rivals:pd.DataFrame|None=None, # `lamost_dr10_folds.csv`: predictions of other methods on the same folds
+                 ) -> list[dict]: # of `score_rows`
+    "DESA, trained further and not, and others"
+    y,mock = stars.y.numpy(),predict_inputs(model, *model.prep(stars.wave, stars.flux, stars.ivar, stars.rv), stars.snr)
+    rows = score_rows(mock.numpy(), y, stars.star, set='LASP', method='DESA, mock stars alone') + score_rows(q.numpy(), y, stars.star, set='LASP', method='DESA')
+    for name,t in ({} if rivals is None else dict(list(rivals.groupby('method')))).items():
+        p = t.set_index('id').reindex(stars.id)[list(LABELS)].to_numpy()[...,None]
+        if np.isfinite(p).all(): rows += score_rows(p, y, stars.star, set='LASP', method=name)
+    return rows
+
+# %% ../../nbs/92l_recipes.spectra_real.ipynb #9077ca31
+def second_survey(model:LabelModel, # trained on mock stars
+                  stars:RealStars, # LAMOST
+                  other:RealStars, # MILES
+                  red:float=7400., # Å; nothing beyond is used
+                  edges:tuple[float,...]=(50.,), # between bins in SNR that are calibrated each for itself
+                  **settings, # of `adapt_spectra`
+                 ) -> tuple[list[dict],Tensor]: # rows of scores; (star, label, level) quantiles of the other survey's stars
+    "Trained and calibrated on LAMOST, tested on MILES"
+    x,good = model.prep(stars.wave, stars.flux, stars.ivar*(stars.wave < red), stars.rv)
+    a,b = kfold_by_star(stars.star)[0]
+    tuned = adapt_spectra(model, x[a], good[a], stars.y[a], stars.snr[a], **settings)
+    own = predict_inputs(tuned, x[b], good[b])
+    tuned = with_margins(tuned, own, stars.y[b], stars.snr[b], edges)
+    rows,mid,inputs = [],own.shape[-1]//2,model.prep(other.wave, other.flux, other.ivar, other.rv)
+    about = dict(method=f'DESA, up to {red:.0f} Å')
+    rows += score_rows(own[..., mid:mid+1].numpy(), stars.y[b].numpy(), stars.star[b], set='LASP', **about)
+    rows += score_rows(predict_inputs(model, *inputs, other.snr).numpy(), other.y.numpy(), other.star, set='MILES', method='DESA, mock stars alone')
+    q = predict_inputs(tuned, *inputs, other.snr)
+    return rows + score_rows(q.numpy(), other.y.numpy(), other.star, set='MILES', **about), q
+
+# %% ../../nbs/92l_recipes.spectra_real.ipynb #367958d5
 def real_tables(model:LabelModel, # trained on mock stars
                 stars:RealStars, # LAMOST
                 other:RealStars|None, # MILES, if at hand
                 edges:tuple[float,...]=REAL_EDGES, # between bins in SNR that are calibrated each for itself
-                rivals:pd.DataFrame|None=None, # `lamost_dr10_folds.csv`: predictions of other methods on the same folds
-                **settings, # of `out_of_fold`
+                rivals:pd.DataFrame|None=None, # `lamost_dr10_folds.csv`
+                **settings, # of `adapt_spectra`
                ) -> dict[str,pd.DataFrame]: # name → table
-    "Five folds on LAMOST, then MILES by a model that saw all of LAMOST"
-    y,x_good = stars.y.numpy(), model.prep(stars.wave, stars.flux, stars.ivar, stars.rv)
-    mock = predict_inputs(model, *x_good, stars.snr)
-    q,fold = out_of_fold(stars, model, **settings)
-    c = calibrate_across(q, stars.y, fold, stars.snr, edges)
-    rows = score_rows(mock.numpy(), y, stars.star, set='LASP', method='DESA, mock stars alone') + score_rows(c.numpy(), y, stars.star, set='LASP', method='DESA')
-    for name,t in ({} if rivals is None else dict(list(rivals.groupby('method')))).items():
-        p = t.set_index('id').reindex(stars.id)[list(LABELS)].to_numpy()[...,None]
-        if np.isfinite(p).all(): rows += score_rows(p, y, stars.star, set='LASP', method=name)
-    out = dict(folds=pd.DataFrame(dict(id=stars.id, fold=fold, **quantile_columns(c))))
-    if other is None: return out | dict(scores=pd.DataFrame(rows))
-    tuned = adapt_spectra(model, *x_good, stars.y, stars.snr, **{k: v for k,v in settings.items() if k not in ('folds', 'report')})
-    tuned = with_margins(tuned, q[fold >= 0], stars.y[fold >= 0], stars.snr[fold >= 0], edges)
-    inputs = model.prep(other.wave, other.flux, other.ivar, other.rv)
-    for name,m in {'DESA, mock stars alone': model, 'DESA': tuned}.items():
-        p = predict_inputs(m, *inputs, other.snr)
-        rows += score_rows(p.numpy(), other.y.numpy(), other.star, set='MILES', method=name)
-    return out | dict(scores=pd.DataFrame(rows), miles=pd.DataFrame(dict(id=other.id, **quantile_columns(p))))
+    "Five folds on LAMOST, then MILES"
+    raw,fold = out_of_fold(stars, model, **settings)
+    q = calibrate_across(raw, stars.y, fold, stars.snr, edges)
+    out,rows = dict(folds=pd.DataFrame(dict(id=stars.id, fold=fold, **quantile_columns(q)))),lamost_scores(model, stars, q, rivals)
+    if other is not None:
+        more,q = second_survey(model, stars, other, **settings)
+        rows,out['miles'] = rows + more,pd.DataFrame(dict(id=other.id, **quantile_columns(q)))
+    return out | dict(scores=pd.DataFrame(rows))
 
-# %% ../../nbs/92l_recipes.spectra_real.ipynb #2554f6c6
+# %% ../../nbs/92l_recipes.spectra_real.ipynb #3a561148
 def main(argv:list[str]|None=None): # words of the command line; None = those of this process
     "`python -m stellar_nb.recipes.spectra_real`"
     p = argparse.ArgumentParser('python -m stellar_nb.recipes.spectra_real', description="DESA's spectra encoder on real stars; writes desa_spectra_folds.csv, _scores.csv and _miles.csv, or _ablation.csv.", allow_abbrev=False)
@@ -237,5 +263,5 @@ def main(argv:list[str]|None=None): # words of the command line; None = those of
         return
     for name,table in real_tables(load_pretrained(o.model), stars, miles_labelled(), rivals=pd.read_csv(package_data('results', 'lamost_dr10_folds.csv'))).items(): write(name, table)
 
-# %% ../../nbs/92l_recipes.spectra_real.ipynb #294dfc19
+# %% ../../nbs/92l_recipes.spectra_real.ipynb #9cca6006
 if __name__ == '__main__': main()
