@@ -1470,6 +1470,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'stellar_nb/objectives/quantile.py')},
             'stellar_nb.periods': { 'stellar_nb.periods.PeriodModel': ('periods.html#periodmodel', 'stellar_nb/periods.py'),
                                     'stellar_nb.periods.PeriodModel.saved': ('periods.html#periodmodel.saved', 'stellar_nb/periods.py'),
+                                    'stellar_nb.periods._acf': ('periods.html#_acf', 'stellar_nb/periods.py'),
+                                    'stellar_nb.periods.acf_rise': ('periods.html#acf_rise', 'stellar_nb/periods.py'),
                                     'stellar_nb.periods.period_flags': ('periods.html#period_flags', 'stellar_nb/periods.py'),
                                     'stellar_nb.periods.period_quantiles': ('periods.html#period_quantiles', 'stellar_nb/periods.py'),
                                     'stellar_nb.periods.predict_periods': ('periods.html#predict_periods', 'stellar_nb/periods.py'),
