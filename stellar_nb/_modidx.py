@@ -256,6 +256,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'stellar_nb.cli_period._spans': ('cli_period.html#_spans', 'stellar_nb/cli_period.py'),
                                        'stellar_nb.cli_period._star_pictures': ( 'cli_period.html#_star_pictures',
                                                                                  'stellar_nb/cli_period.py'),
+                                       'stellar_nb.cli_period._stars_of_csv': ('cli_period.html#_stars_of_csv', 'stellar_nb/cli_period.py'),
                                        'stellar_nb.cli_period.abs_mag_of': ('cli_period.html#abs_mag_of', 'stellar_nb/cli_period.py'),
                                        'stellar_nb.cli_period.add_period': ('cli_period.html#add_period', 'stellar_nb/cli_period.py'),
                                        'stellar_nb.cli_period.group_files': ('cli_period.html#group_files', 'stellar_nb/cli_period.py'),
