@@ -367,7 +367,7 @@ def _star_pictures(folder, models):
     named = lambda o: o._replace(name=o.curve.star) if o.curve and ' (+' in o.name else o
     return lambda stars, rows: write([named(o) for o in stars], rows)
 
-# %% ../nbs/91c_cli_period.ipynb #16e951b8
+# %% ../nbs/91c_cli_period.ipynb #183bc9fb
 _period_example = """examples:
   stellar_nb period kplr001996679-*_llc.fits
   stellar_nb period lightcurves/ --table distances.csv -o periods.ecsv --plots pictures
@@ -393,11 +393,11 @@ place of the magnitude in the header (TESS magnitudes are taken for Kepler's). W
 The table has one row a star: file, star, status, reason, prot (the median, d), prot_lo
 and prot_hi (80 % interval), prot_q25 and prot_q75 (50 % interval), days, observed,
 mission, segments, magnitude, flags, model.
-flags names reasons for doubt: weak (the autocorrelation hardly rises at the period:
-perhaps no rotation is seen, but the model always answers), uncertain (the 80 % interval
-spans more than a factor of 3), few_cycles (fewer than two periods fit into the series),
-edge (close to the shortest or longest period of the training), short_series (fewer than
-20 days), sparse (less than half was observed), no_luminosity.
+flags names reasons for doubt: weak (no clear peak of the autocorrelation at the period:
+perhaps no rotation is seen, or another one; the model always answers), uncertain (the
+80 % interval spans more than a factor of 3), few_cycles (fewer than two periods fit into
+the series), edge (close to the shortest or longest period of the training), short_series
+(fewer than 20 days), sparse (less than half was observed), no_luminosity.
 
 exit status: 0 all stars have periods, 1 some failed, 2 nothing could be done"""
 

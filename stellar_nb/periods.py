@@ -9,7 +9,7 @@ __all__ = ['WEAK', 'PERIOD_FLAGS', 'PERIOD_COLUMNS', 'PeriodModel', 'restore_per
 # %% ../nbs/89b_periods.ipynb #a2290cd8
 from dataclasses import asdict, dataclass, replace
 
-import numpy as np, pandas as pd, torch
+import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from fastcore.test import *
 from torch import Tensor
 
@@ -90,20 +90,20 @@ def acf_rise(model:PeriodModel, # whose views are looked at
              q:Tensor, # (star, 5) quantiles of P, d
              batch:int=64, # stars at once
             ) -> Tensor: # (star,) NaN where the interval lies beyond the view
-    "Height of the autocorrelation within the 80 % interval above its lowest point at shorter lags"
+    "Height of the autocorrelation's highest peak within the 80 % interval (a tenth more on both sides) above its lowest point at shorter lags; 0 without a peak"
     parts = [_acf(model, *o) for o in zip(flux.split(batch), seen.split(batch))]
     if not parts: return q[:,0]
     a,lag = torch.cat([o for o,_ in parts]), parts[0][1]
     inside = (lag >= .9*q[:,:1]) & (lag <= 1.1*q[:,-1:])
-    top,at = a.masked_fill(~inside, -torch.inf).max(1)
-    rise = top - a.cummin(1).values.gather(1, at[:,None])[:,0]
+    peak = F.pad((a[:,1:-1] >= a[:,:-2]) & (a[:,1:-1] >= a[:,2:]), (1, 1))
+    rise = (a - a.cummin(1).values).where(inside & peak, 0).amax(1)
     return rise.where(inside.any(1), torch.nan)
 
 # %% ../nbs/89b_periods.ipynb #438ef7ec
 PERIOD_FLAGS = { # word: what it means
     'short_series': 'fewer than 20 days were observed', 'sparse': 'less than half of the cadences were observed', 'no_luminosity': 'absolute magnitude unknown: relative flux alone was read',
     'uncertain': 'the 80 % interval spans more than a factor of 3', 'edge': 'close to the shortest or longest period of the training', 'few_cycles': 'fewer than two periods fit into the series',
-    'weak': 'the autocorrelation hardly rises at the period: perhaps no rotation is seen'}
+    'weak': 'no clear peak of the autocorrelation at the period: perhaps no rotation is seen, or another one'}
 
 def period_flags(q:np.ndarray, # (5,) quantiles of P, d
                  days:float, # from the first to the last observation
