@@ -23,21 +23,33 @@ PERIOD_TABLE = {'file': Column(None, 'first file of the star; (+n) counts the ot
                 'mission': Column(None, 'Kepler, K2, TESS or empty'), 'segments': Column(None, 'quarters, campaigns or sectors'), 'magnitude': Column('mag', "apparent magnitude in the mission's band"),
                 'flags': COLUMNS['flags'], 'model': Column(None, 'model that read the light curve; empty where none was asked')}
 
-# %% ../nbs/91c_cli_period.ipynb #2ac51e8e
-def stars_in(path:str|Path, # a file
+# %% ../nbs/91c_cli_period.ipynb #b393a666
+def _stars_of_csv(path): # None where only reading all of it can tell
+    import pandas as pd
+    from stellar_nb.data.lightcurve import _NAMES, _bare
+    from stellar_nb.data.spectra import _numeric
+    names = list(pd.read_csv(path, nrows=0, comment='#'))
+    if len(names) < 2 or all(map(_numeric, names)): return None
+    star = next((k for k in names if _bare(k) in _NAMES['star'].split()), None)
+    return [] if star is None else pd.read_csv(path, usecols=[star], comment='#', dtype=str)[star].dropna().unique().tolist()
+
+# %% ../nbs/91c_cli_period.ipynb #039c236f
+def stars_in(path:'str|Path|LightCurve', # a file, or a record
             ) -> list[str]: # names, '' left out; none where the file cannot be read
     "The stars whose light curves a file holds"
     from astropy.io import fits
     from stellar_nb.data.lightcurve import read_lightcurves
     try:
+        if not isinstance(path, (str, Path)): return [o for o in [path.star] if o]
         if os.path.isfile(path) and re.search(r'\.fits?(\.gz)?$', str(path), re.I): return [o for o in [fits.getheader(path)['OBJECT']] if o]
-        return [o.star for o in read_lightcurves(path) if o.star]
+        quick = _stars_of_csv(path) if os.path.isfile(path) and str(path).lower().endswith('.csv') else None
+        return [o.star for o in read_lightcurves(path) if o.star] if quick is None else quick
     except Exception: return []
 
-# %% ../nbs/91c_cli_period.ipynb #8bff358b
-def group_files(files:Iterable[str|Path], # files
+# %% ../nbs/91c_cli_period.ipynb #b8779310
+def group_files(files:'Iterable[str|Path|LightCurve]', # files, or records
                 separate:bool=False, # each for itself
-               ) -> list[list[str|Path]]: # groups, in the order of their first files
+               ) -> list[list]: # groups, in the order of their first files
     "Bring the files of each star together"
     if separate: return [[o] for o in files]
     groups,of = {},{} # number of a group → files; star → number
@@ -49,38 +61,46 @@ def group_files(files:Iterable[str|Path], # files
         of |= {s: first for s in stars} | ({s: first for s,k in of.items() if k in more} if more else {})
     return list(groups.values())
 
-# %% ../nbs/91c_cli_period.ipynb #2d25383f
+# %% ../nbs/91c_cli_period.ipynb #ee105961
+def _joined(curves): # of a group of files
+    from stellar_nb.data.lightcurve import join_segments
+    kinds = {}
+    for o in curves: kinds.setdefault((o.meta.get('layout'), 'PDCSAP_FLUX' if o.meta.get('note') else o.meta.get('column')), []).append(o)
+    return [o for some in kinds.values() for o in join_segments(some)]
+
+# %% ../nbs/91c_cli_period.ipynb #2585e13a
 class Star(NamedTuple):
     "One light curve on its way into the table"
     name:str # what the column `file` shows
     curve:'LightCurve|None' # None if it could not be read
     reason:str='' # why it failed; '' = it did not
 
-# %% ../nbs/91c_cli_period.ipynb #75f0eb7a
+# %% ../nbs/91c_cli_period.ipynb #b63b617e
 def _read(path): # curves, whose meta data name the file; or why there are none
     from stellar_nb.core import BadInput
     from stellar_nb.data.lightcurve import read_lightcurves
+    if not isinstance(path, (str, Path)): return [path], ''
     try: curves = read_lightcurves(path)
     except BadInput as e: return [], _refusal(path, e.reason, 'light curve')
     except Exception as e: return [], _reason(e)
     for i,o in enumerate(curves): o.meta['file'] = shown(path) + f'[{i}]'*(len(curves) > 1)
     return curves, ''
 
-# %% ../nbs/91c_cli_period.ipynb #d07e4075
-def read_stars(groups:Iterable[list[str|Path]], # from `group_files`
+# %% ../nbs/91c_cli_period.ipynb #291d8421
+def read_stars(groups:Iterable[list], # from `group_files`
                separate:bool=False, # do not join what belongs to the same star
               ) -> Iterator[Star]: # one a star, or one for a file that cannot be read
     "Read and join light curves; nothing is raised"
-    from stellar_nb.data.lightcurve import join_segments
     for group in groups:
         read = [(path, *_read(path)) for path in group]
         yield from (Star(shown(path), None, reason) for path,_,reason in read if reason)
         curves = [o for _,some,_ in read for o in some]
-        for o in curves if separate else join_segments(curves):
-            first,*more = [o.meta['file']] if isinstance(o.meta['file'], str) else o.meta['file']
+        for o in curves if separate else _joined(curves):
+            file = o.meta.get('file') or o.star or 'light curve'
+            first,*more = [file] if isinstance(file, str) else map(str, file)
             yield Star(first + f' (+{len(more)})'*bool(more), o)
 
-# %% ../nbs/91c_cli_period.ipynb #19d0eaff
+# %% ../nbs/91c_cli_period.ipynb #65a8f66c
 MIN_DAYS = 5. # a shorter series is not read,
 MIN_SEEN = 2. # nor one of which less is left
 MAX_CADENCE = 1/24 # d; the models' grid has a point each half hour
@@ -92,13 +112,13 @@ def why_no_period(curve:'LightCurve', # as a reader returned it
     ok = curve.usable()
     if not ok.any(): return 'no usable cadence: all missing or flagged'
     days,flux = np.ptp(curve.time[ok]),curve.flux[ok].astype(float)
-    if curve.cadence > 1.02*MAX_CADENCE: return f'a cadence of {24*curve.cadence:.3g} hours, longer than one hour'
+    if curve.cadence > 1.02*MAX_CADENCE: return f'a cadence of {24*curve.cadence:.3g} hours, longer than one hour' + ' (are the times days?)'*(curve.cadence > 1)
     if days < MIN_DAYS: return f'{days:.2g} days long, fewer than {MIN_DAYS:.0f}'
     if (seen := ok.sum()*curve.cadence) < MIN_SEEN: return f'{seen:.2g} days of {days:.0f} are usable, fewer than {MIN_SEEN:.0f}'
     if np.ptp(flux) <= 1e-7*abs(flux).max(): return 'the flux is constant'
     return '' if np.median(flux) > 0 else 'the median flux is not positive: flux around 1 or in counts is needed, no differences'
 
-# %% ../nbs/91c_cli_period.ipynb #e3596b26
+# %% ../nbs/91c_cli_period.ipynb #a05f28a2
 _ids = dict(kic='kic', kepid='kic', epic='epic', tic='tic', star='', id='', object='', target='', name='')
 
 def star_key(name:str, # of a star
@@ -109,7 +129,7 @@ def star_key(name:str, # of a star
     m = re.fullmatch(r'(kic|epic|tic|kplr|ktwo)?[ _-]*0*(\d+)(\.0+)?', text)
     return f"{dict(kplr='kic', ktwo='epic').get(m[1], m[1]) or catalog} {m[2]}".strip() if m else text
 
-# %% ../nbs/91c_cli_period.ipynb #01060507
+# %% ../nbs/91c_cli_period.ipynb #5842f997
 class StarTable:
     "Distances, and magnitudes where the files have none; BadInput for a table that lacks a column"
     def __init__(self,
@@ -125,7 +145,7 @@ class StarTable:
         if not {'distance', 'parallax'} & {*self.columns}: raise BadInput(self.name, 'no column distance (pc) or parallax (mas)')
         self._fill([star_key(o, _ids[star]) for o in self.columns[star]])
 
-# %% ../nbs/91c_cli_period.ipynb #88515997
+# %% ../nbs/91c_cli_period.ipynb #cbcdbf3b
 def _number_column(self, name, unit): # float64, NaN where missing or not positive
     import astropy.units as u, numpy as np, pandas as pd
     from stellar_nb.core import BadInput
@@ -137,7 +157,7 @@ def _number_column(self, name, unit): # float64, NaN where missing or not positi
 
 StarTable._column = _number_column
 
-# %% ../nbs/91c_cli_period.ipynb #0ef1a55c
+# %% ../nbs/91c_cli_period.ipynb #fc8b9fdb
 def _fill(self, keys):
     import numpy as np, pandas as pd
     from stellar_nb.core import BadInput
@@ -149,7 +169,7 @@ def _fill(self, keys):
 
 StarTable._fill = _fill
 
-# %% ../nbs/91c_cli_period.ipynb #aef84ed2
+# %% ../nbs/91c_cli_period.ipynb #ab10bc1c
 def abs_mag_of(self:StarTable,
                        star:Star, # with a curve
                       ) -> float: # NaN where unknown
@@ -161,7 +181,7 @@ def abs_mag_of(self:StarTable,
 
 StarTable.abs_mag_of = abs_mag_of
 
-# %% ../nbs/91c_cli_period.ipynb #6b1bb630
+# %% ../nbs/91c_cli_period.ipynb #b5585725
 SHORT = 100. # d; shorter series are read by the model for quarters
 
 def load_periods(model:'str|Path|PeriodModel', # name of a shipped model, folder of another, or itself
@@ -174,7 +194,7 @@ def load_periods(model:'str|Path|PeriodModel', # name of a shipped model, folder
     if isinstance(loaded, PeriodModel): return loaded
     raise BadInput(model if isinstance(model, (str, Path)) else loaded.name, f'predicts no periods; {_made_for(loaded)}')
 
-# %% ../nbs/91c_cli_period.ipynb #444268fe
+# %% ../nbs/91c_cli_period.ipynb #2c935cbe
 class PeriodChooser:
     "The model of each light curve: the same for all, or the one made for its length"
     def __init__(self,
@@ -191,7 +211,7 @@ class PeriodChooser:
         try: return self.known.setdefault(name, self.known.get(name) or load_periods(name)), ''
         except BadInput as e: return None, f'needs the model {name} ({e.reason})'
 
-# %% ../nbs/91c_cli_period.ipynb #fd72a205
+# %% ../nbs/91c_cli_period.ipynb #ca4665c4
 def period_safely(model:'PeriodModel', # from `load_periods`
                   curves:list, # `LightCurve` records
                   abs_mag:list[float], # absolute magnitudes; NaN where unknown
@@ -206,7 +226,7 @@ def period_safely(model:'PeriodModel', # from `load_periods`
         half = len(curves)//2
         return pd.concat([period_safely(model, curves[o], abs_mag[o]) for o in (slice(half), slice(half, None))], ignore_index=True)
 
-# %% ../nbs/91c_cli_period.ipynb #9cc60ff0
+# %% ../nbs/91c_cli_period.ipynb #5b2ca8b6
 def _spans(numbers): # 1, 2, 3, 5 → '1-3,5'
     runs = []
     for k in sorted(set(map(int, numbers))):
@@ -214,7 +234,7 @@ def _spans(numbers): # 1, 2, 3, 5 → '1-3,5'
         else: runs.append([k, k])
     return ','.join(f'{a}' if a == b else f'{a}-{b}' for a,b in runs)
 
-# %% ../nbs/91c_cli_period.ipynb #25953c24
+# %% ../nbs/91c_cli_period.ipynb #ca236329
 def _facts(stars):
     import numpy as np, pandas as pd
     rows = pd.DataFrame({k: [''] * len(stars) if c.unit is None else np.nan for k,c in PERIOD_TABLE.items()}, index=range(len(stars)))
@@ -222,7 +242,7 @@ def _facts(stars):
     return rows.assign(file=[o.name for o in stars], star=get(lambda c: shown(c.star)), mission=get(lambda c: c.mission), magnitude=get(lambda c: c.magnitude, np.nan),
                        segments=get(lambda c: _spans(c.segment) if c.segment.any() or c.mission == 'K2' else ''))
 
-# %% ../nbs/91c_cli_period.ipynb #ea293d8d
+# %% ../nbs/91c_cli_period.ipynb #e8d5ef08
 def period_rows(models:PeriodChooser, # who reads what
                 stars:list[Star], # one batch
                 table:StarTable|None=None, # distances; None = relative flux alone is read
@@ -238,8 +258,8 @@ def period_rows(models:PeriodChooser, # who reads what
         for i in at: reasons[i] = out.error[i] or ('' if math.isfinite(out.prot[i]) else 'nothing is left of it: no segment has a positive median')
     return rows.assign(reason=reasons, status=['failed' if r else 'ok' for r in reasons], model=[m.name if m else '' for m,_ in picks])
 
-# %% ../nbs/91c_cli_period.ipynb #d99b1cf8
-def period_files(groups:Iterable[list[str|Path]], # from `group_files`
+# %% ../nbs/91c_cli_period.ipynb #6c2f748b
+def period_files(groups:Iterable[list], # from `group_files`
                  model:'str|PeriodModel|PeriodChooser'='auto', # which model: by the length of the series, or one for all (name, folder or itself)
                  table:StarTable|None=None, # distances; None = relative flux alone is read
                  separate:bool=False, # do not join what belongs to the same star
@@ -255,27 +275,28 @@ def period_files(groups:Iterable[list[str|Path]], # from `group_files`
         if after: after(stars, done[-1])
     return pd.concat(done, ignore_index=True) if done else pd.DataFrame(columns=list(PERIOD_TABLE))
 
-# %% ../nbs/91c_cli_period.ipynb #914c1981
-def period(paths:'str|Path|Iterable[str|Path]', # files and directories
+# %% ../nbs/91c_cli_period.ipynb #940bc9bb
+def period(paths:'str|Path|LightCurve|Iterable', # files and directories, or records
            model:'str|PeriodModel'='auto', # which model: by the length of the series, or one for all (name, folder or itself)
            table:'str|Path|DataFrame|None'=None, # distances: columns of stars and of `distance` (pc) or `parallax` (mas)
            separate:bool=False, # do not join what belongs to the same star
            **kwargs, # passed to `period_files`: `batch_size`
           ) -> 'DataFrame': # one row a star, with the columns of `PERIOD_TABLE`
-    "Rotation periods of all stars in files and directories; BadInput for a table or model that cannot be used"
-    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    stars = None if table is None else StarTable(table)
+    "Rotation periods of all stars in files, directories and memory; BadInput for a table or model that cannot be used"
+    given = [paths] if isinstance(paths, (str, Path)) or hasattr(paths, 'cadenceno') else list(paths)
+    files,stars = _files([o for o in given if isinstance(o, (str, Path))], table),None if table is None else StarTable(table)
+    curves = [o for o in given if not isinstance(o, (str, Path))]
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        return period_files(group_files(_files(paths, table), separate), model, stars, separate, **kwargs)
+        return period_files(group_files([*files, *curves], separate), model, stars, separate, **kwargs)
 
-# %% ../nbs/91c_cli_period.ipynb #5c7cb521
+# %% ../nbs/91c_cli_period.ipynb #d9a57deb
 def _files(paths, table=None, output=None):
     from stellar_nb.data.lightcurve import find_lightcurves
     own = os.path.realpath(table) if isinstance(table, (str, Path)) else None # may lie among the light curves
     return [o for o in list_inputs(paths, output, find_lightcurves) if os.path.realpath(o) != own]
 
-# %% ../nbs/91c_cli_period.ipynb #b4c3f584
+# %% ../nbs/91c_cli_period.ipynb #50a9720a
 def _period_cells(row):
     d = lambda x: f'{x:.{max(0, 2 - int(math.floor(math.log10(x))))}f}' # three digits
     known = not math.isnan(row['prot'])
@@ -288,7 +309,7 @@ def period_terminal(rows:'DataFrame', # with the columns of `PERIOD_TABLE`
     "A table to read on the screen"
     return _layout(rows, ['star', 'P (d)', '50 %', '80 %', 'days', 'seen'], [_period_cells(r) for r in rows.to_dict('records')], max(width, 80), (0,))
 
-# %% ../nbs/91c_cli_period.ipynb #23dfd037
+# %% ../nbs/91c_cli_period.ipynb #2f659637
 def _draw_curve(ax, curve):
     import numpy as np
     from stellar_nb.plot import COLORS
@@ -299,7 +320,7 @@ def _draw_curve(ax, curve):
     ax.set(xlabel='time (d)', ylabel='relative flux')
     ax.margins(x=.01)
 
-# %% ../nbs/91c_cli_period.ipynb #44cd620e
+# %% ../nbs/91c_cli_period.ipynb #437e48de
 def _seen_periods(curve, model): # (lag, ACF), (period, spectrum) of the middle view
     import torch
     from stellar_nb.data.lightcurve import prepare
@@ -310,7 +331,7 @@ def _seen_periods(curve, model): # (lag, ACF), (period, spectrum) of the middle 
     a,f = views(flux, seen, torch.tensor([math.nan]), model.view, starts[len(starts)//2]).freq[0]
     return (model.view.lags, a), (1/model.view.frequencies, f)
 
-# %% ../nbs/91c_cli_period.ipynb #1b51a916
+# %% ../nbs/91c_cli_period.ipynb #b63548a3
 def _draw_period(ax, xy, row, limits, label):
     from matplotlib.ticker import LogLocator, NullFormatter
     from stellar_nb.plot import COLORS
@@ -324,7 +345,7 @@ def _draw_period(ax, xy, row, limits, label):
     ax.xaxis.set_major_formatter('{x:g}')
     ax.xaxis.set_minor_formatter(NullFormatter())
 
-# %% ../nbs/91c_cli_period.ipynb #cab40304
+# %% ../nbs/91c_cli_period.ipynb #9f2525ef
 def plot_period(curve:'LightCurve', # joined, as `read_stars` returns it
                 row:dict, # its row of the table
                 model:'PeriodModel', # that read it
@@ -340,13 +361,13 @@ def plot_period(curve:'LightCurve', # joined, as `read_stars` returns it
     fig.suptitle(f"{row['star'] or row['file'][-60:]}   P = {p} d (80 %: {ends[0]}–{ends[1]}, 50 %: {ends[2]}–{ends[3]})   {row['flags']}", fontsize=9, parse_math=False)
     return fig
 
-# %% ../nbs/91c_cli_period.ipynb #17456c2d
+# %% ../nbs/91c_cli_period.ipynb #803e239a
 def _star_pictures(folder, models):
     write = _pictures(folder, lambda o, row: plot_period(o.curve, row, models.of(o.curve)[0]))
     named = lambda o: o._replace(name=o.curve.star) if o.curve and ' (+' in o.name else o
     return lambda stars, rows: write([named(o) for o in stars], rows)
 
-# %% ../nbs/91c_cli_period.ipynb #6bd6f833
+# %% ../nbs/91c_cli_period.ipynb #16e951b8
 _period_example = """examples:
   stellar_nb period kplr001996679-*_llc.fits
   stellar_nb period lightcurves/ --table distances.csv -o periods.ecsv --plots pictures
@@ -358,7 +379,8 @@ ECSV, Parquet) with columns time (d) and flux, and perhaps flux_err, quality, qu
 are read and brought to half an hour; series shorter than 5 days are not read.
 
 The quarters, campaigns or sectors of a star are joined, in whatever order its files
-are given; --separate gives each file a row of its own.
+are given, as far as they are of one kind (two pipelines make two rows); --separate gives
+each file a row of its own.
 
 The model is chosen by the length of the series: desa_quarter below 100 days,
 desa_lightcurve from there on. --model takes one for all.
@@ -371,14 +393,15 @@ place of the magnitude in the header (TESS magnitudes are taken for Kepler's). W
 The table has one row a star: file, star, status, reason, prot (the median, d), prot_lo
 and prot_hi (80 % interval), prot_q25 and prot_q75 (50 % interval), days, observed,
 mission, segments, magnitude, flags, model.
-flags names reasons for doubt: uncertain (the 80 % interval spans more than a factor of
-3), few_cycles (fewer than two periods fit into the series), edge (close to the shortest
-or longest period of the training), short_series (fewer than 20 days), sparse (less than
-half was observed), no_luminosity.
+flags names reasons for doubt: weak (the autocorrelation hardly rises at the period:
+perhaps no rotation is seen, but the model always answers), uncertain (the 80 % interval
+spans more than a factor of 3), few_cycles (fewer than two periods fit into the series),
+edge (close to the shortest or longest period of the training), short_series (fewer than
+20 days), sparse (less than half was observed), no_luminosity.
 
 exit status: 0 all stars have periods, 1 some failed, 2 nothing could be done"""
 
-# %% ../nbs/91c_cli_period.ipynb #0e79f80a
+# %% ../nbs/91c_cli_period.ipynb #23f77bf2
 def _period_options(p):
     add = p.add_argument
     add('files', nargs='+', metavar='FILE', help='a light curve, or a directory with light curves')
@@ -390,13 +413,13 @@ def _period_options(p):
     add('--batch-size', type=_number(int, 1, 2**16, 'a whole number from 1'), default=64, metavar='N', help='stars that go through the model at once (default: %(default)s)')
     add('--quiet', action='store_true', help='no progress bar and no summary; failures are still named on stderr')
 
-# %% ../nbs/91c_cli_period.ipynb #fd9e0b26
+# %% ../nbs/91c_cli_period.ipynb #e1419506
 def add_period(sub:'argparse._SubParsersAction', # of the whole command
               ):
     "Add the command `period`"
     _add(sub, 'period', 'rotation periods from light curves', 'Rotation periods, with calibrated intervals, from light curves of Kepler, K2, TESS and others.', _period_example, _period_options, run_period)
 
-# %% ../nbs/91c_cli_period.ipynb #b941a7b5
+# %% ../nbs/91c_cli_period.ipynb #236c9853
 def _prepare_periods(args):
     if args.output: check_output(args.output, [*args.files, *([args.table] if args.table else [])])
     if args.plots: check_folder(args.plots)
@@ -406,7 +429,7 @@ def _prepare_periods(args):
     try: return models, StarTable(args.table) if args.table else None
     except BadInput as e: raise Refused(f'--table {shown(e)}') from None
 
-# %% ../nbs/91c_cli_period.ipynb #76f83d79
+# %% ../nbs/91c_cli_period.ipynb #c9a2e200
 def run_period(args:argparse.Namespace, # parsed options
               ) -> int: # exit status
     "The command `period`; Refused if nothing can be done"
@@ -417,5 +440,5 @@ def run_period(args:argparse.Namespace, # parsed options
     bar = None if args.quiet else progress(groups, 'light curves', unit='star')
     pictures = args.plots and _star_pictures(args.plots, models)
     rows = period_files(groups if bar is None else bar, models, table, args.separate, args.batch_size, _report(bar, pictures))
-    more = f", without a distance: {rows['flags'].str.contains('no_luminosity').sum()}" if table else ''
+    more = f", luminosity unknown: {rows['flags'].str.contains('no_luminosity').sum()}" if table else ''
     return _finish(args, rows, PERIOD_TABLE, period_terminal, ('stars', 'with periods', 'light curve'), more)

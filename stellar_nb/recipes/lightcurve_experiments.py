@@ -113,7 +113,7 @@ def probe(train:tuple[Tensor,Tensor], # (star, feature) features and (star, 1) l
     model = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-2, 4, 13))).fit(h[ok].numpy(), y[ok, 0].numpy())
     return np.exp(model.predict(test.numpy()))
 
-# %% ../../nbs/92n_recipes.lightcurve_experiments.ipynb #f61e7297
+# %% ../../nbs/92n_recipes.lightcurve_experiments.ipynb #9e54075a
 def ablation(name:str, # the model's recipe
              data:ViewSet, # training stars
              test:ViewSet, # test stars
@@ -126,7 +126,7 @@ def ablation(name:str, # the model's recipe
     for v,seed in progress([(v, s) for v in variants for s in seeds], 'variants'):
         kw = dict(VARIANTS[v])
         config,_ = network_of(name, **{k: kw.pop(k) for k in ('branches',) if k in kw})
-        net,h = fit_views(data, test, config, scale, epochs, seed=seed, desc=v, **kw)
+        net,h = fit_views(data, test, config, scale, epochs, VIEWS[name].periods, seed=seed, desc=v, **kw)
         (ht,_),(hs,q) = look(net, data),look(net, test)
         p = {'': scale.decode(q[:,None])[:,0,2].exp().numpy() if kw.get('lam', .5) else np.full(len(true), np.nan), 'probe ': probe((ht, data.y), hs)}
         row = {f'{a}{b}': np.nan if np.isnan(o).all() else period_table(true, {a: o}, star=test.stars.kic).iloc[0][b] for a,o in p.items() for b in ('RMSE', 'RMSE ±', 'right', 'right ±')}

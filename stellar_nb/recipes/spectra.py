@@ -78,7 +78,7 @@ def desa_loss(pred:tuple[Tensor,Tensor], # quantiles (b, label, level) and fille
 # %% ../../nbs/92k_recipes.spectra.ipynb #d9a6bddd
 DESA_PRESETS = dict(smoke=dict(epochs=1, batches=4, calibrate=600, test=300, domain=0), short=dict(epochs=1, batches=400, calibrate=4000, domain=0),
                     laptop=dict(epochs=6, batches=160, calibrate=16_000, test=16_000, domain=4000),
-                    paper=dict(epochs=10, batches=20_000, calibrate=16_000, test=16_000, domain=8000, size='paper', lr=2e-5))
+                    paper=dict(epochs=10, batches=20_000, calibrate=16_000, test=16_000, domain=8000, size='paper', lr=2e-5, floor=2e-5, warm=0., stars=1.))
 DESA_PRESETS['shipped'] = DESA_PRESETS['laptop']
 LR = 2e-3
 
@@ -94,19 +94,19 @@ def train_spectra(preset:str='laptop', # a key of `DESA_PRESETS`
                   seed:int=42, # of weights and survey
                   out:str|Path='models', # not used: the training is short
                   lam:float=.5, # share of the labels in the loss
-                  stars:float=.5, # of the spectra that are masked
+                  stars:float|None=None, # of the spectra that are masked; None = the preset's, half of them but for the published network
                  ) -> tuple[LabelModel,pd.DataFrame,dict]: # the model, the history of its training, its hyper-parameters
     "Hybrid training on mock LAMOST spectra"
-    p = dict(lr=LR) | DESA_PRESETS[preset]
+    p = dict(lr=LR, floor=1e-5, warm=.05, stars=.5) | DESA_PRESETS[preset] | (dict(stars=stars) if stars is not None else {})
     seed_everything(seed)
     scale,(net,prep) = mock_scale(seed=seed),desa_network(p.get('size', 'laptop'))
     make = partial(spectra_batch, scale=scale)
     learn = make_learner(net, Fresh(make, p['batches'], BATCH, seed), Fresh(make, 2, 256, seed+2, fixed=True), partial(desa_loss, lam=lam),
-                         cbs=(NoiseOnTheFly(seed), PreprocessBatch(LAMOST_WAVE, prep), MaskForFilling(stars=stars, seed=seed)), desc='desa_spectra')
-    history = train_cosine(learn, p['epochs'], lr=p['lr'])
+                         cbs=(NoiseOnTheFly(seed), PreprocessBatch(LAMOST_WAVE, prep), MaskForFilling(stars=p['stars'], seed=seed)), desc='desa_spectra')
+    history = train_cosine(learn, p['epochs'], p['lr'], p['floor'], p['warm'])
     limits = dict(zip(LABELS, torch.stack(lamost().label_range(), 1).tolist()))
     model = LabelModel(net.cpu(), prep, scale, ((0.,)*3,)*2, limits, DESA_COVERAGE)
-    return model, history, dict(spectra=p['epochs']*p['batches']*BATCH, batch=BATCH, lam=lam, masked_stars=stars, **p)
+    return model, history, dict(spectra=p['epochs']*p['batches']*BATCH, batch=BATCH, lam=lam, **p)
 
 # %% ../../nbs/92k_recipes.spectra.ipynb #a6104399
 _about = """
