@@ -76,11 +76,10 @@ def median_snr(wave:Tensor, # (pixel,) or (star, pixel) Å
                flux:Tensor, # (star, pixel) flux density
                ivar:Tensor, # (star, pixel) inverse variance; 0 = bad pixel
                band:tuple[float,float]=(4000., 5500.), # Å
-              ) -> Tensor: # (star,) of all pixels where the band has none; 0 where there are none at all
+              ) -> Tensor: # (star,) 0 where the band has no good pixel
     "Median signal-to-noise ratio of a pixel, as the errors state it"
     s = torch.where((ivar > 0) & flux.isfinite(), flux*ivar.clamp(min=0).sqrt(), torch.nan)
-    inside = s.masked_fill(~((wave > band[0]) & (wave < band[1])), torch.nan).nanmedian(1).values
-    return torch.where(inside.isfinite(), inside, s.nanmedian(1).values).nan_to_num(0.)
+    return s.masked_fill(~((wave > band[0]) & (wave < band[1])), torch.nan).nanmedian(1).values.nan_to_num(0.)
 
 # %% ../nbs/90_pretrained.ipynb #6013aced
 @torch.no_grad()
