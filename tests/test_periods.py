@@ -21,6 +21,9 @@ VIEW = ViewConfig.tiny()
 SMALL = LightCurveEncoderConfig.tiny(length=VIEW.length, patch=16, grid=VIEW.grid)
 
 
+def loss_of(out, y, lam=.5): return pair_loss(out, y, lam, scale=LabelScale(('lnprot',), (1.,), (.7,)), periods=VIEW.periods)
+
+
 def curves(n=6, cadences=1400, seed=0):
     g = generator(seed)
     p = torch.logspace(math.log10(.5), math.log10(5), n)
@@ -87,7 +90,7 @@ def test_hybrid_loss_at_its_ends(lam, still):
     view = torch.randn(8, 2, 80), torch.randn(8, 2, 64), None
     two = tuple(torch.randn_like(o) for o in view[:2])
     one = (*view[:2], torch.ones(8, 80, dtype=torch.bool))
-    pair_loss(net.pair(one, (*two, one[2])), torch.randn(8, 1), lam).backward()
+    loss_of(net.pair(one, (*two, one[2])), torch.randn(8, 1), lam).backward()
     moves = lambda m: any(p.grad is not None and p.grad.abs().sum() > 0 for p in m.parameters())
     assert not moves(getattr(net, still)) and moves(net.encoder)
 
@@ -96,7 +99,7 @@ def test_pairs_go_through_mixed_precision():
     from fastai.torch_core import to_float
     net = TwoViews(DesaLightCurve(LightCurveEncoderConfig.tiny()))
     view = torch.randn(8, 2, 80), torch.randn(8, 2, 64), torch.ones(8, 80, dtype=torch.bool)
-    assert pair_loss(to_float(net(*view, *view)), torch.randn(8, 1)).isfinite()
+    assert loss_of(to_float(net(*view, *view)), torch.randn(8, 1)).isfinite()
 
 
 def test_missing_periods_do_not_count():
@@ -104,9 +107,9 @@ def test_missing_periods_do_not_count():
     view = torch.randn(8, 2, 80), torch.randn(8, 2, 64), torch.ones(8, 80, dtype=torch.bool)
     out, y = net.pair(view, view), torch.randn(8, 1)
     gone = torch.where(torch.arange(8)[:, None] < 4, y, torch.nan)
-    half = out._replace(quantiles=out.quantiles[:4])
-    torch.testing.assert_close(pair_loss(out, gone, 1.), pair_loss(half, y[:4], 1.))
-    assert pair_loss(out, torch.full((8, 1), torch.nan), 1.) == 0
+    half = out._replace(quantiles=out.quantiles[:4], scores=out.scores[:4])
+    torch.testing.assert_close(loss_of(out, gone, 1.), loss_of(half, y[:4], 1.))
+    assert loss_of(out, torch.full((8, 1), torch.nan), 1.) == 0
 
 
 def test_simsiam_is_symmetric_and_scale_free():
