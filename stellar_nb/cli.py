@@ -24,7 +24,7 @@ class Column(NamedTuple):
 
 # %% ../nbs/91_cli.ipynb #ad4686c8
 _labels = {'teff': ('K', 'effective temperature'), 'logg': ('dex', 'log10 of the surface gravity in cm/s2'), 'feh': ('dex', 'iron abundance relative to the Sun, [Fe/H]')}
-_interval = 'end of the interval (shipped models: 68 %; of which stars, their cards say) of the '
+_interval = 'end of the interval (68 %, desa_spectra 80 %; of which stars, the cards say) of the '
 
 # %% ../nbs/91_cli.ipynb #b08972bc
 COLUMNS = {'file': Column(None, 'path as given; [i] counts the spectra of a file that holds several'),
@@ -523,7 +523,7 @@ _example = """examples:
 The table has one row a spectrum: file, status, reason, teff, teff_lo, teff_hi,
 logg, logg_lo, logg_hi, feh, feh_lo, feh_hi, snr, rv, rv_source, flags, model.
 T_eff in K, log g and [Fe/H] in dex, rv in km/s; _lo and _hi are the ends of
-68 % intervals (shipped models; their cards say of which stars).
+68 % intervals (desa_spectra: 80 %; the cards say of which stars).
 flags names reasons for doubt: low_snr, edge, unusual, beyond_range and others.
 The model is chosen by the kind of spectrum: specvit_lamost for optical ones,
 specvit_pfs for PFS (7100-8850 A), specvit_xp for Gaia XP. --model takes one for all.
