@@ -70,7 +70,7 @@ def execute(nb, **env):
 def reproduce():
     if sys.version_info < (3, 11) and not shutil.which('quarto'): sys.exit('the site needs Python 3.11 or Quarto: make reproduce PYTHON=python3.12')
     lib = digest(ROOT/'stellar_nb')
-    print('This takes about half an hour on two cores; a second run only repeats what has changed.', flush=True)
+    print('This takes some thirty-five minutes on two cores; a second run only repeats what has changed.', flush=True)
     together([lambda name=name: step(f'train {name}', lib + str(data_dir()), CACHE/'models'/name, lambda: run('-m', 'stellar_nb.recipes', name, '--preset', 'laptop', '--out', CACHE/'models',
                                                                                            log=CACHE/'logs'/f'train-{name}.log', OMP_NUM_THREADS='1')) for name in TRAINED])
     def figure(nb):

@@ -221,6 +221,13 @@ def _made_for(model): # what another command's model does
     other = dict(ClassModel='it names types of stars: stellar_nb classify', PeriodModel='it reads light curves: stellar_nb period')
     return other.get(type(model).__name__) or f'it predicts {", ".join(model.labels)}: stellar_nb predict'
 
+def _load(model, kind, refusal): # the model if it is of that kind; else BadInput, with what it is for
+    from stellar_nb.core import BadInput
+    from stellar_nb.pretrained import load_pretrained
+    loaded = load_pretrained(model) if isinstance(model, (str, Path)) else model
+    if isinstance(loaded, kind): return loaded
+    raise BadInput(model if isinstance(model, (str, Path)) else loaded.name, f'{refusal}; {_made_for(loaded)}')
+
 # %% ../nbs/91_cli.ipynb #9411b8da
 class Chooser:
     "The model of each spectrum: the same for all, or the one made for its kind"
@@ -264,6 +271,15 @@ def predict_mixed(models:Chooser, # who reads what
     return pd.concat(done).sort_index()
 
 # %% ../nbs/91_cli.ipynb #47b14030
+def _in_batches(items, size, rows_of, after, columns): # one table of what `rows_of` makes of each batch; `after` sees both
+    import pandas as pd
+    from fastcore.basics import chunked
+    done = []
+    for batch in chunked(items, size):
+        done.append(rows_of(batch))
+        if after: after(batch, done[-1])
+    return pd.concat(done, ignore_index=True) if done else pd.DataFrame(columns=list(columns))
+
 def predict_files(files:Iterable[str|Path], # files, each holding one spectrum or more
                   model:'str|LabelModel|Chooser'='auto', # which model: by the kind of spectrum, or one for all (name, folder or itself)
                   air:bool=False, # plain tables hold wavelengths in air
@@ -272,13 +288,8 @@ def predict_files(files:Iterable[str|Path], # files, each holding one spectrum o
                   after:Callable|None=None, # called with each batch's items and rows, in order
                  ) -> 'DataFrame': # one row a spectrum, with the columns of `COLUMNS`
     "Labels of all spectra in files; failures are rows with a reason. BadInput if the model that is named cannot be loaded"
-    import pandas as pd
-    from fastcore.basics import chunked
-    models,done = model if isinstance(model, Chooser) else Chooser(model), []
-    for items in chunked(read_items(files, air), batch_size):
-        done.append(predict_mixed(models, items, rv))
-        if after: after(items, done[-1])
-    return pd.concat(done, ignore_index=True) if done else pd.DataFrame(columns=list(COLUMNS))
+    models = model if isinstance(model, Chooser) else Chooser(model)
+    return _in_batches(read_items(files, air), batch_size, lambda items: predict_mixed(models, items, rv), after, COLUMNS)
 
 # %% ../nbs/91_cli.ipynb #3cd15c7b
 def predict(paths:'str|Path|Iterable[str|Path]', # files and directories

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Callable, Iterable, Iterator, NamedTuple
 
 from .cli import COLUMNS, Column, Item, Refused, check_folder, check_output, list_inputs, read_items, shown, why_hopeless, why_not
-from .cli import _add, _blank, _draw_input, _enter, _finish, _forget_redshift, _layout, _made_for, _number, _pictures, _reason, _report, _say
+from .cli import _add, _blank, _draw_input, _enter, _finish, _forget_redshift, _layout, _load, _number, _pictures, _reason, _report
 
 # %% ../nbs/91b_cli_classify.ipynb #2aa0a62e
 _fixed = {'modalities': Column(None, 'what the types are from: spectrum, gaia or spectrum+gaia'), 'source_id': Column('', "Gaia's number of the row that was found; 0 = none"),
@@ -151,11 +151,7 @@ def load_classifier(model:'str|Path|ClassModel', # name of a shipped model, fold
                    ) -> 'ClassModel': # BadInput if it is none
     "A model that names types"
     from stellar_nb.classifier import ClassModel
-    from stellar_nb.core import BadInput
-    from stellar_nb.pretrained import load_pretrained
-    loaded = load_pretrained(model) if isinstance(model, (str, Path)) else model
-    if isinstance(loaded, ClassModel): return loaded
-    raise BadInput(model if isinstance(model, (str, Path)) else loaded.name, f'is no classifier; {_made_for(loaded)}')
+    return _load(model, ClassModel, 'is no classifier')
 
 # %% ../nbs/91b_cli_classify.ipynb #40a2ac87
 def _hopeless(model, spectrum):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Callable, Iterable, Iterator, NamedTuple
 
 from .cli import COLUMNS, Column, Refused, check_folder, check_output, list_inputs, shown
-from .cli import _add, _enter, _finish, _layout, _made_for, _number, _pictures, _reason, _refusal, _report
+from .cli import _add, _enter, _finish, _layout, _load, _number, _pictures, _reason, _refusal, _report
 
 # %% ../nbs/91c_cli_period.ipynb #0ed39c5c
 _quantiles = dict(prot='median of the rotation period', prot_lo='lower end of the 80 % interval', prot_hi='upper end of the 80 % interval', prot_q25='lower end of the 50 % interval', prot_q75='upper end of the 50 % interval')
@@ -187,12 +187,8 @@ SHORT = 100. # d; shorter series are read by the model for quarters
 def load_periods(model:'str|Path|PeriodModel', # name of a shipped model, folder of another, or itself
                 ) -> 'PeriodModel': # BadInput if it is none
     "A model that reads light curves"
-    from stellar_nb.core import BadInput
     from stellar_nb.periods import PeriodModel
-    from stellar_nb.pretrained import load_pretrained
-    loaded = load_pretrained(model) if isinstance(model, (str, Path)) else model
-    if isinstance(loaded, PeriodModel): return loaded
-    raise BadInput(model if isinstance(model, (str, Path)) else loaded.name, f'predicts no periods; {_made_for(loaded)}')
+    return _load(model, PeriodModel, 'predicts no periods')
 
 # %% ../nbs/91c_cli_period.ipynb #2c935cbe
 class PeriodChooser:
@@ -267,13 +263,8 @@ def period_files(groups:Iterable[list], # from `group_files`
                  after:Callable|None=None, # called with each batch's stars and rows, in order
                 ) -> 'DataFrame': # one row a star, with the columns of `PERIOD_TABLE`
     "Periods of all stars in files; failures are rows with a reason. BadInput if the model that is named cannot be loaded or reads no light curves"
-    import pandas as pd
-    from fastcore.basics import chunked
-    models,done = model if isinstance(model, PeriodChooser) else PeriodChooser(model),[]
-    for stars in chunked(read_stars(groups, separate), batch_size):
-        done.append(period_rows(models, stars, table))
-        if after: after(stars, done[-1])
-    return pd.concat(done, ignore_index=True) if done else pd.DataFrame(columns=list(PERIOD_TABLE))
+    models = model if isinstance(model, PeriodChooser) else PeriodChooser(model)
+    return _in_batches(read_stars(groups, separate), batch_size, lambda stars: period_rows(models, stars, table), after, PERIOD_TABLE)
 
 # %% ../nbs/91c_cli_period.ipynb #940bc9bb
 def period(paths:'str|Path|LightCurve|Iterable', # files and directories, or records

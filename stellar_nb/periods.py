@@ -16,6 +16,7 @@ from torch import Tensor
 from .data.labels import LabelScale
 from .data.views import ViewConfig, views
 from .encoders.lightcurve import DesaLightCurve
+from .objectives.quantile import widen
 
 # %% ../nbs/89b_periods.ipynb #824cff14
 @dataclass
@@ -72,8 +73,7 @@ def period_quantiles(model:PeriodModel, # a period model
         return model.scale.decode(q)[:,0]
     model.model.eval()
     q = torch.cat([one(*o) for o in zip(flux.split(batch), seen.split(batch), abs_mag.split(batch))]) if len(flux) else flux.new_zeros(0, 5)
-    a,b = model.margin
-    return (q + q.new_tensor([-a, -b, 0, b, a])).sort(-1).values.exp()
+    return widen(q[:,None], q.new_tensor(model.margin)[:,None])[:,0].exp()
 
 # %% ../nbs/89b_periods.ipynb #65400776
 WEAK = .2 # a smaller rise is suspect

@@ -44,12 +44,6 @@ def models(tmp_path_factory, monkeypatch):
     monkeypatch.setenv('STELLAR_NB_MODELS', str(folder))
     return folder
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    "An empty working directory"
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
 @pytest.fixture(scope='session')
 def star(tmp_path_factory):
     s = read_spectra(example_file('lamost-table', tmp_path_factory.mktemp('star')))[0]

@@ -49,12 +49,6 @@ def model(tmp_path_factory):
     return str(save_pretrained(m, tmp_path_factory.mktemp('models')/'untrained'))
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
-    "An empty working directory"
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-@pytest.fixture
 def predict(model, capsys):
     "Run the command in this process; exit status, stdout, lines of stderr"
     def run(*args):

@@ -16,7 +16,7 @@ from stellar_nb.data.spectra import example_file
 from stellar_nb.data.views import ViewConfig
 from stellar_nb.encoders.lightcurve import DesaLightCurve, LightCurveEncoderConfig
 from stellar_nb.periods import PeriodModel
-from stellar_nb.pretrained import find_model, load_pretrained, save_pretrained
+from stellar_nb.pretrained import load_pretrained, save_pretrained
 
 REAL = data_dir('kepler_lc', 'multi')
 NUMBERS = [k for k,c in PERIOD_TABLE.items() if c.unit is not None]
@@ -40,12 +40,6 @@ def models(tmp_path_factory, monkeypatch):
         for i,name in enumerate(('desa_quarter', 'desa_lightcurve')): save_pretrained(make(i), folder/name)
     monkeypatch.setenv('STELLAR_NB_MODELS', str(folder))
     return folder
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    "An empty working directory"
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 @pytest.fixture
 def run(capsys):
@@ -356,8 +350,6 @@ def test_real_files(here, run):
 def test_shipped_model(here, run, monkeypatch):
     "Most periods of mock stars lie in their 80 % intervals, and most medians are right to a tenth"
     monkeypatch.delenv('STELLAR_NB_MODELS')
-    try: find_model('desa_quarter')
-    except BadInput: pytest.skip('the model desa_quarter is not shipped yet')
     from stellar_nb.data.lightcurve import from_columns
     from stellar_nb.mock.lightcurve import draw_targets, mock_lightcurves
     stars = draw_targets(200, generator(0), 'test'); stars = stars[stars.prot.between(1, 20) & (stars.kind == 'rotator')].head(30).reset_index()

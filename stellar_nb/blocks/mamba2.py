@@ -7,7 +7,7 @@ __all__ = ['SCANS', 'scan_naive', 'scan_chunked', 'scan_fused', 'causal_conv', '
 
 # %% ../../nbs/31_blocks.mamba2.ipynb #0234fbc8
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
@@ -116,7 +116,7 @@ def _conv(x, weight, bias=None): # x (b, l + k - 1, channel), weight (channel, k
 
 class _DepthwiseConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, # what the gradient will need
+    def forward(ctx:Any, # what the gradient will need
                 x:Tensor, # (b, l+k-1, channel)
                 weight:Tensor, # (channel, k)
                 bias:Tensor, # (channel,)
@@ -124,7 +124,7 @@ class _DepthwiseConv(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         return _conv(x, weight, bias)
     @staticmethod
-    def backward(ctx, # what `forward` kept
+    def backward(ctx:Any, # what `forward` kept
                  grad:Tensor, # (b, l, channel)
                 ) -> tuple[Tensor,Tensor,Tensor]: # of x, weight and bias
         x,weight = (o.to(grad.dtype) for o in ctx.saved_tensors) # autocast ran the forward pass

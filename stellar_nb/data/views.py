@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-import numpy as np, torch
+import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from fastcore.test import *

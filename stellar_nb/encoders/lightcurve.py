@@ -83,7 +83,7 @@ def tiny(cls:LightCurveEncoderConfig,
     return cls(**{**dict(length=80, grid=64, stem=4, channels=(8, 8), pool='map', axis=True, width=16, depth=1, heads=2, projection=(8, 8), head='features', hidden=8), **changes})
 
 # %% ../../nbs/41_encoders.lightcurve.ipynb #37e79439
-def _conv(a, b): return [nn.Conv1d(a, b, 3, padding=1, bias=False), nn.BatchNorm1d(b), nn.SiLU()]
+def _conv(a, b, step=1): return [nn.Conv1d(a, b, 3, padding=step, dilation=step, bias=False), nn.BatchNorm1d(b), nn.SiLU()]
 
 class PeakCNN(nn.Module):
     "Convolutions over ACF and FFT (document 002, §3.1.2)"
@@ -113,7 +113,7 @@ class AxisScores(nn.Module):
                 ):
         super().__init__()
         self.stem,self.levels,self.features = nn.Sequential(*_conv(2, width)),levels,len(levels)
-        self.layers = nn.ModuleList([nn.Sequential(nn.Conv1d(width, width, 3, padding=d, dilation=d, bias=False), nn.BatchNorm1d(width), nn.SiLU()) for d in (2, 4, 8, 16, 32, 64)])
+        self.layers = nn.ModuleList([nn.Sequential(*_conv(width, width, d)) for d in (2, 4, 8, 16, 32, 64)])
         self.score = nn.Conv1d(width, 1, 1)
         self.register_buffer('x', torch.linspace(-1, 1, grid), persistent=False)
 

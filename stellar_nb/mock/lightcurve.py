@@ -16,11 +16,12 @@ from scipy.fft import next_fast_len
 from torch import Tensor
 
 from ..core import generator, package_data
+from ..data.views import CADENCE
 from .gaia import _rand, _randn, gaia_extinction
-from .sky import PARTS, _add, _bv, _companions, _field, _magnitudes, _orbits, gyro_period
+from .sky import PARTS, _add, _companions, _field, _magnitudes, _orbits, gyro_period
 from .stars import catalogue, kind_of
-from .variability import (BLOCK, CADENCE, Pair, coloured_noise, convective, draw_spots, ellipsoidal, frequencies, granulation_power, hidden_share, nu_max,
-    orbit_light, oscillation_power, red_power, spot_amplitude, spot_envelopes, spot_light, white_power)
+from .variability import BLOCK, Pair, coloured_noise, convective, draw_spots, ellipsoidal, frequencies, granulation_power, hidden_share, nu_max
+from .variability import orbit_light, oscillation_power, red_power, spot_amplitude, spot_envelopes, spot_light, white_power
 
 # %% ../../nbs/12_mock.lightcurve.ipynb #b9317ebe
 TARGET_MIX = dict(dwarf=.68, subgiant=.2, giant=.12) # shares of a draw
@@ -99,7 +100,7 @@ def gyro_age(teff:np.ndarray, # (star,) K
              prot:np.ndarray, # (star,) d
             ) -> np.ndarray: # (star,) Gyr, between 0.1 and 13
     "Age of a dwarf of that rotation period: `gyro_period` (Barnes 2007) turned round"
-    return ((prot/gyro_period(teff, .001*1000))**(1/.5189)).clip(.1, 13)
+    return ((prot/gyro_period(teff, 1.))**(1/.5189)).clip(.1, 13)
 
 # %% ../../nbs/12_mock.lightcurve.ipynb #eeec6852
 def _rotation(s, gen):

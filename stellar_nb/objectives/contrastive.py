@@ -9,7 +9,7 @@ __all__ = ['simsiam', 'simsiam_pair', 'spread', 'effective_rank']
 import torch
 import torch.nn.functional as F
 from fastcore.test import *
-from torch import Tensor, nn
+from torch import Tensor
 
 # %% ../../nbs/51_objectives.contrastive.ipynb #a46cbe70
 def simsiam(pred:Tensor, # (star, feature) g(z) of one view

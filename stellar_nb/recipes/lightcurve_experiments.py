@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLASSICAL', 'TRENDS', 'LEARNED', 'QUANTILES', 'VARIANTS', 'choose_trend', 'fit_learned', 'answer', 'mock_sheet',
-           'look', 'probe', 'ablation', 'real_sheet', 'main']
+           'look', 'ablation', 'real_sheet', 'main']
 
 # %% ../../nbs/92n_recipes.lightcurve_experiments.ipynb #dbf55715
 import argparse, datetime
@@ -13,18 +13,15 @@ from pathlib import Path
 
 import numpy as np, pandas as pd, torch
 from fastcore.test import *
-from sklearn.linear_model import RidgeCV
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from .. import __version__
 from ..core import *
 from ..data.labels import LabelScale
-from ..data.lightcurve import LightCurve, prepare, read_kepler_sample
+from ..data.lightcurve import prepare, read_kepler_sample
 from ..data.views import views
 from ..encoders.lightcurve import DesaLightCurve
-from ..eval.baselines import BoostingPCA, RidgePCA
+from ..eval.baselines import BoostingPCA, RidgePCA, linear_probe
 from ..eval.periods import acf_peak, lomb_scargle, period_table, within
 from ..periods import PeriodModel, period_quantiles, view_starts
 from ..pretrained import load_pretrained
@@ -103,21 +100,11 @@ def look(net:DesaLightCurve, # trained
         out.append((sum(h)/2, sum(net.read(o)[:,0] for o in h)/2))
     return tuple(torch.cat(o) for o in zip(*out))
 
-# %% ../../nbs/92n_recipes.lightcurve_experiments.ipynb #a22132a9
-def probe(train:tuple[Tensor,Tensor], # (star, feature) features and (star, 1) ln P of training stars; NaN = missing
-          test:Tensor, # (star, feature) features of others
-         ) -> np.ndarray: # (star,) periods, d
-    "Ridge regression on frozen features"
-    h,y = train
-    ok = y.isfinite()[:,0]
-    model = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-2, 4, 13))).fit(h[ok].numpy(), y[ok, 0].numpy())
-    return np.exp(model.predict(test.numpy()))
-
 # %% ../../nbs/92n_recipes.lightcurve_experiments.ipynb #9e54075a
 def ablation(name:str, # the model's recipe
              data:ViewSet, # training stars
              test:ViewSet, # test stars
-             epochs:int=4, # passes
+             epochs:int=3, # passes
              variants:tuple[str,...]=tuple(VARIANTS), # keys of `VARIANTS`
              seeds:tuple[int,...]=(42,), # of weights and order
             ) -> pd.DataFrame: # a row a variant and seed
@@ -128,7 +115,7 @@ def ablation(name:str, # the model's recipe
         config,_ = network_of(name, **{k: kw.pop(k) for k in ('branches',) if k in kw})
         net,h = fit_views(data, test, config, scale, epochs, VIEWS[name].periods, seed=seed, desc=v, **kw)
         (ht,_),(hs,q) = look(net, data),look(net, test)
-        p = {'': scale.decode(q[:,None])[:,0,2].exp().numpy() if kw.get('lam', .5) else np.full(len(true), np.nan), 'probe ': probe((ht, data.y), hs)}
+        p = {'': scale.decode(q[:,None])[:,0,2].exp().numpy() if kw.get('lam', .5) else np.full(len(true), np.nan), 'probe ': np.exp(linear_probe(ht.numpy(), data.y.numpy(), hs.numpy(), np.logspace(-2, 4, 13))[:,0])}
         row = {f'{a}{b}': np.nan if np.isnan(o).all() else period_table(true, {a: o}, star=test.stars.kic).iloc[0][b] for a,o in p.items() for b in ('RMSE', 'RMSE ±', 'right', 'right ±')}
         rows.append(dict(variant=v, seed=seed, stars=len(data.y), epochs=epochs, **row, **h.iloc[-1][['spread', 'rank', 'seconds']]))
     return pd.DataFrame(rows)
@@ -158,14 +145,15 @@ def main(argv:list[str]|None=None): # words of the command line; None = those of
     p = argparse.ArgumentParser('python -m stellar_nb.recipes.lightcurve_experiments', description='Compare methods for rotation periods; writes period_*.csv.', allow_abbrev=False)
     p.add_argument('what', choices=('desa_lightcurve', 'desa_quarter', 'variants'), help='the model whose test stars (and real stars) are answered, or the variants of the training')
     p.add_argument('--out', default='results', help='folder for the tables (default: results)')
-    p.add_argument('--stars', type=int, default=12_000, help='training stars of rivals and variants (default: 12,000)')
-    p.add_argument('--test', type=int, default=5200, help='test stars (default: 5200, of which some four thousand have a period)')
+    p.add_argument('--stars', type=int, help='training stars of rivals and variants (default: 12,000, for the variants 4000)')
+    p.add_argument('--test', type=int, help='test stars, of which some four in five have a period (default: 5200, for the variants 2600)')
     o = p.parse_args(argv)
-    out,name = Path(o.out),'desa_quarter' if o.what == 'variants' else o.what
-    data = draw_views(o.stars, name)
-    if o.what == 'variants': return _save(ablation(name, data, draw_views(o.test, name, 11, 'test'), seeds=(42, 43)), out/'period_variants.csv')
+    out,few = Path(o.out),o.what == 'variants'
+    name = 'desa_quarter' if few else o.what
+    data,test = draw_views(o.stars or (4000 if few else 12_000), name),o.test or (2600 if few else 5200)
+    if few: return _save(ablation(name, data, draw_views(test, name, 11, 'test')), out/'period_variants.csv')
     model = load_pretrained(name)
-    _save(mock_sheet(name, model, data, o.test), out/f'period_{name[5:]}.csv')
+    _save(mock_sheet(name, model, data, test), out/f'period_{name[5:]}.csv')
     if name == 'desa_quarter' and (real := real_sheet(model, data)) is not None: _save(real, out/'period_real.csv')
 
 # %% ../../nbs/92n_recipes.lightcurve_experiments.ipynb #c15ac915

@@ -16,9 +16,6 @@ from typing import Callable
 
 import numpy as np, pandas as pd, torch
 from fastcore.test import *
-from sklearn.linear_model import RidgeCV
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from .. import __version__
@@ -27,6 +24,7 @@ from ..core import *
 from ..data.labels import LabelScale
 from ..data.spectra import air_to_vacuum
 from ..data.splits import kfold_by_star
+from ..eval.baselines import linear_probe
 from ..eval.metrics import bootstrap, coverage, mae
 from ..mock.spectra import LAMOST_WAVE
 from ..objectives.quantile import group_margins, widen
@@ -121,8 +119,7 @@ def probe(model:LabelModel, # with a `DesaSpectra`
           test:tuple, # (x, good, ...) of others
          ) -> Tensor: # (star, label) predictions
     "Ridge regression on frozen features"
-    ridge = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-3, 4, 22), alpha_per_target=True))
-    return torch.tensor(ridge.fit(frozen_features(model, *train[:2]), train[2].numpy()).predict(frozen_features(model, *test[:2])))
+    return torch.tensor(linear_probe(frozen_features(model, *train[:2]), train[2].numpy(), frozen_features(model, *test[:2])))
 
 # %% ../../nbs/92l_recipes.spectra_real.ipynb #55791a1c
 WAYS = {'hybrid': dict(lam=.5, stars=.5), 'hybrid, all masked': dict(lam=.5, stars=1.), 'labels alone': dict(lam=1., stars=0.), 'filling alone': dict(lam=0., stars=1.)}
