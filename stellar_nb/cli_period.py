@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Callable, Iterable, Iterator, NamedTuple
 
 from .cli import COLUMNS, Column, Refused, check_folder, check_output, list_inputs, shown
-from .cli import _add, _enter, _finish, _layout, _load, _number, _pictures, _reason, _refusal, _report
+from .cli import _add, _enter, _finish, _in_batches, _layout, _load, _number, _pictures, _reason, _refusal, _report
 
 # %% ../nbs/91c_cli_period.ipynb #0ed39c5c
 _quantiles = dict(prot='median of the rotation period', prot_lo='lower end of the 80 % interval', prot_hi='upper end of the 80 % interval', prot_q25='lower end of the 50 % interval', prot_q75='upper end of the 50 % interval')
