@@ -111,7 +111,7 @@ def test_parts_share_no_star(stars):
 
 
 def test_targets(stars):
-    assert stars.kepmag.between(9, 16).all() and stars.prot.dropna().between(.3, 70).all()
+    assert stars.kepmag.between(9, 16).all() and stars.prot.dropna().between(*ml.PERIODS).all()
     assert .6 < (stars.kind == 'rotator').mean() < .75 and .08 < stars.depth.notna().mean() < .15
     two = stars[stars.synchronised]
     assert len(two) and np.allclose(two.prot, two.period_orb) and stars.sph.isna().equals(stars.prot.isna())
@@ -144,3 +144,18 @@ def test_noise_follows_the_magnitude(stars):
     got = torch.stack([1.4826e6*x[o].abs().median()/6**.5 for x, o in zip(d, m)])
     ratio = got/ml.photon_noise(torch.tensor(s.kepmag.to_numpy()))
     assert .95 < ratio.median() < 1.15
+
+
+def test_steady_stars_repeat_their_curve():
+    fast = ml.draw_targets(3000, generator(6), fast=.3)
+    assert (fast.prot < 1).mean() > 3*(ml.draw_targets(3000, generator(6)).prot < 1).mean() and fast.prot.min() >= ml.PERIODS[0]
+    steady = fast.prot < 3
+    assert .5 < (fast.decay[steady] >= 100).mean() < .95 and .05 < (fast.decay[~steady & fast.prot.notna()] >= 100).mean() < .4
+    p, gen = torch.full((8,), 2., dtype=torch.float64), generator(7)
+    def alike(decay):  # correlation of a curve with itself thirty rotations later
+        env = mv.spot_envelopes(mv.draw_spots(p, torch.zeros(8), 200., gen, decay=torch.full((8,), decay)), torch.full((8,), 1.2), int(200/mv.CADENCE/mv.BLOCK)+3)
+        f = mv.spot_light(env, 2*torch.pi/p)
+        lag = round(60/mv.CADENCE)
+        a, b = f[:, :-lag]-f[:, :-lag].mean(1, keepdim=True), f[:, lag:]-f[:, lag:].mean(1, keepdim=True)
+        return ((a*b).mean(1)/a.std(1)/b.std(1)).mean()
+    assert alike(2000.) > .9 and alike(15.) < .6

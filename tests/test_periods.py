@@ -13,9 +13,9 @@ from stellar_nb.encoders.lightcurve import DesaLightCurve, LightCurveEncoder, Li
 from stellar_nb.eval.periods import acf_peak, lomb_scargle, period_table, within
 from stellar_nb.mock.lightcurve import draw_targets, reserved
 from stellar_nb.objectives.contrastive import effective_rank, simsiam_pair, spread
-from stellar_nb.periods import PERIOD_FLAGS, PeriodModel, period_flags, period_quantiles, view_starts
+from stellar_nb.periods import PERIOD_FLAGS, PeriodModel, period_flags, period_quantiles, view_starts, margin_group
 from stellar_nb.pretrained import load_pretrained, save_pretrained
-from stellar_nb.recipes.lightcurve import LIMITS, TwoViews, ViewSet, fit_views, fresh_views, ln_period, mock_series, pair_loss, period_margins, some_quarters
+from stellar_nb.recipes.lightcurve import LIMITS, TwoViews, ViewSet, draw_views, fit_views, fresh_views, ln_period, mock_series, pair_loss, period_margins, some_quarters
 
 VIEW = ViewConfig.tiny()
 SMALL = LightCurveEncoderConfig.tiny(length=VIEW.length, patch=16, grid=VIEW.grid)
@@ -171,9 +171,28 @@ def test_margins_keep_their_promise():
     ln = torch.randn(8000, generator=g)
     centre = ln + .3*torch.randn(8000, generator=g)
     q = (centre[:, None] + torch.tensor([-.1, -.05, 0, .05, .1])).exp()
-    outer, inner = period_margins(q[:4000], ln[:4000].exp().numpy())
+    (outer, inner), = period_margins(q[:4000], ln[:4000].exp().numpy())
     z = q[4000:].log() + torch.tensor([-outer, -inner, 0, inner, outer])
     for i, c in ((0, .8), (1, .5)): assert abs(((ln[4000:] >= z[:, i]) & (ln[4000:] <= z[:, 4-i])).float().mean() - c) < .02
+
+
+def test_groups_keep_the_promise_where_one_margin_does_not():
+    g = generator(4)
+    ln, noisy = torch.randn(8000, generator=g), torch.rand(8000, generator=g) < .5
+    centre = ln + torch.where(noisy, .6, .1)*torch.randn(8000, generator=g)
+    q = (centre[:, None] + torch.tensor([-.1, -.05, 0, .05, .1])).exp()
+    group = margin_group((~noisy).float(), q[:, 2], (.5,), ((1.,), (1.,)))
+    assert group.unique().tolist() == [0, 1, 2, 3] and bool(((group < 2) == noisy).all())
+    held = lambda m, s: ((ln[4000:] >= centre[4000:] - .1 - m) & (ln[4000:] <= centre[4000:] + .1 + m))[s[4000:]].float().mean()
+    one = period_margins(q[:4000], ln[:4000].exp().numpy())[0][0]
+    each = torch.tensor(period_margins(q[:4000], ln[:4000].exp().numpy(), group[:4000]))[group[4000:], 0]
+    assert held(one, noisy) < .72 and held(one, ~noisy) > .88
+    for s in (noisy, ~noisy): assert abs(held(each, s) - .8) < .04
+
+
+def test_blocks_do_not_depend_on_processes():
+    one, two = (draw_views(270, 'desa_quarter', 5, workers=k) for k in (1, 2))
+    assert one.stars.equals(two.stars) and torch.equal(one.one.flux, two.one.flux) and torch.equal(one.two.freq, two.two.freq)
 
 
 def test_flags():

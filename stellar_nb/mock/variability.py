@@ -109,10 +109,11 @@ def draw_spots(prot:Tensor, # (star,) d, rotation period
                span:float, # d, length of the curves
                generator:torch.Generator, # source of randomness, on the CPU
                cycle:Tensor|None=None, # (star, 3) amplitude 0 to 1, period (d) and phase (rad) of the activity cycle; None for none
+               decay:Tensor|None=None, # (star,) d, lifetimes of their spots; None draws 13 to 79
               ) -> Spots: # areas of about 1, to be scaled
     "Spots of a population of stars"
     n,prot = len(prot),prot.double()
-    decay = 10**_uniform(1.1, 1.9, n, generator)
+    decay = 10**_uniform(1.1, 1.9, n, generator) if decay is None else decay.double()
     grow,alive = decay/3, 3+7*_uniform(0, 1, n, generator)**2
     span_all = span+3*(grow+decay)
     star = torch.repeat_interleave(torch.poisson(alive*span_all/.886/(grow+decay), generator).long())

@@ -33,6 +33,7 @@ def parser() -> argparse.ArgumentParser: # of `python -m stellar_nb.recipes`
     p.add_argument('--preset', default='laptop', help='how long to train: smoke (seconds), laptop (minutes on two cores; default), shipped, or another that the model\'s page lists')
     p.add_argument('--out', default='models', help='folder for the result (default: models); a checkpoint found there is taken up')
     p.add_argument('--seed', type=int, default=42, help='seed of weights and stars (default: 42)')
+    p.add_argument('--workers', type=int, default=1, help='processes that draw mock light curves (default: 1); the stars do not depend on it')
     return p
 
 # %% ../../nbs/92e_recipes.main.ipynb #53c0cace
@@ -42,7 +43,7 @@ def main(argv:list[str]|None=None): # words of the command line; None = those of
     o = p.parse_args(argv)
     recipe = find_recipe(o.name)
     if o.preset not in recipe.presets: p.error(f'{o.name} has the presets {", ".join(recipe.presets)}, not {o.preset!r}')
-    try: folder = make_model(recipe, o.preset, o.out, o.seed)
+    try: folder = make_model(recipe, o.preset, o.out, o.seed, o.workers)
     except BadInput as e: p.exit(2, f'{p.prog}: {e}\n')
     print(folder/'card.md', (folder/'card.md').read_text().rstrip().splitlines()[-1], sep='\n')
 

@@ -37,6 +37,7 @@ class Recipe:
     snr_edges:tuple[float,...] = () # between the bins in SNR that are calibrated each for itself
     calibrate:Callable|None = None # `calibrate(model, n) -> model`, for models without intervals; None = conformal margins from `quantiles`
     card:Callable|None = None # `card(model, preset, training, seconds, n) -> Markdown`; None = errors by SNR
+    parallel:bool = False # `train`, `calibrate` and `card` take `workers`, a number of processes
     domain:Callable|None = None # `domain(model, numbers of the preset) -> Domain or None`, the detector of spectra that the model was not made for
 
 # %% ../../nbs/92_recipes.core.ipynb #971efc7d
@@ -112,15 +113,16 @@ def make_model(recipe:Recipe, # what to make
                preset:str='laptop', # a key of its presets
                out:str|Path='models', # folder that will hold the model's folder
                seed:int=42, # of weights and stars
+               workers:int=1, # processes that draw stars, where the recipe can use more than one
               ) -> Path: # the model's folder
     "Train, calibrate, test and save a model with its card and the history of its training"
-    start,out = time.perf_counter(),Path(out)
-    with Energy() as energy: model,history,training = recipe.train(preset, seed, out)
+    start,out,kw = time.perf_counter(),Path(out),dict(workers=workers) if recipe.parallel else {}
+    with Energy() as energy: model,history,training = recipe.train(preset, seed, out, **kw)
     p,seconds = recipe.presets[preset],max(time.perf_counter() - start, history.seconds.iloc[-1])
-    model = recipe.calibrate(model, p['calibrate']) if recipe.calibrate else calibrate(recipe, model, p['calibrate'])
+    model = recipe.calibrate(model, p['calibrate'], **kw) if recipe.calibrate else calibrate(recipe, model, p['calibrate'])
     if recipe.domain: model.domain = recipe.domain(model, p)
     card = recipe.card or partial(write_card, recipe)
-    model.card = card(model, preset, training, seconds, p.get('test', 2*p['calibrate'])) + f'\nEnergy of the training: {energy}.\n'
+    model.card = card(model, preset, training, seconds, p.get('test', 2*p['calibrate']), **kw) + f'\nEnergy of the training: {energy}.\n'
     training |= dict(energy_wh=energy.wh, energy_from=energy.how)
     folder = save_pretrained(model, out/recipe.name, history=history, training=dict(preset=preset, seed=seed) | training)
     (out/f'{recipe.name}-{preset}.checkpoint.safetensors').unlink(missing_ok=True) # the next training starts anew

@@ -147,11 +147,13 @@ def main(argv:list[str]|None=None): # words of the command line; None = those of
     p.add_argument('--out', default='results', help='folder for the tables (default: results)')
     p.add_argument('--stars', type=int, help='training stars of rivals and variants (default: 12,000, for the variants 4000)')
     p.add_argument('--test', type=int, help='test stars, of which some four in five have a period (default: 5200, for the variants 2600)')
+    p.add_argument('--seeds', type=int, default=1, help='trainings of each variant (default: 1)')
+    p.add_argument('--workers', type=int, default=1, help='processes that draw training stars (default: 1)')
     o = p.parse_args(argv)
     out,few = Path(o.out),o.what == 'variants'
     name = 'desa_quarter' if few else o.what
-    data,test = draw_views(o.stars or (4000 if few else 12_000), name),o.test or (2600 if few else 5200)
-    if few: return _save(ablation(name, data, draw_views(test, name, 11, 'test')), out/'period_variants.csv')
+    data,test = draw_views(o.stars or (4000 if few else 12_000), name, fast=FAST, workers=o.workers),o.test or (2600 if few else 5200)
+    if few: return _save(ablation(name, data, draw_views(test, name, 11, 'test', workers=o.workers), seeds=tuple(range(42, 42 + o.seeds))), out/'period_variants.csv')
     model = load_pretrained(name)
     _save(mock_sheet(name, model, data, test), out/f'period_{name[5:]}.csv')
     if name == 'desa_quarter' and (real := real_sheet(model, data)) is not None: _save(real, out/'period_real.csv')

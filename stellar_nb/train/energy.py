@@ -6,9 +6,10 @@
 __all__ = ['CORE_WATTS', 'rapl', 'Energy']
 
 # %% ../../nbs/71c_train.energy.ipynb #f879c538
-import time
+import os
 from pathlib import Path
 
+import torch
 from fastcore.test import *
 
 # %% ../../nbs/71c_train.energy.ipynb #430f8ff2
@@ -28,11 +29,12 @@ class Energy:
                  watts:float=CORE_WATTS, # of a busy core, for machines without counters
                 ): self.root,self.watts,self.wh,self.how = root,watts,float('nan'),''
     def __enter__(self):
-        self.cpu,self.counters = time.process_time(),rapl(self.root)
+        self.cpu,self.counters = sum(os.times()[:4]),rapl(self.root)
         return self
     def __exit__(self, *_):
         now = rapl(self.root)
         if self.counters and now.keys() == self.counters.keys():
             self.wh,self.how = sum((b - a) % span for (a,span),(b,_) in zip(self.counters.values(), now.values()))/3.6e9, 'counters of the processor'
-        else: self.wh,self.how = (time.process_time() - self.cpu)*self.watts/3600, f'processor time at {self.watts:g} W a core, assumed'
+        else: self.wh,self.how = (sum(os.times()[:4]) - self.cpu)*self.watts/3600, f'processor time at {self.watts:g} W a core, assumed'
+        if torch.cuda.is_initialized(): self.how += ', without the graphics card'
     def __str__(self): return f'{self.wh:.3g} Wh ({self.how})' 
