@@ -13,18 +13,23 @@ import torch.nn.functional as F
 from fastcore.test import *
 from torch import Tensor
 
-# %% ../../nbs/52_objectives.alignment.ipynb #48fb8e13
-class Aligned(NamedTuple):
-    "Both views of a batch of stars"
+# %% ../../nbs/52_objectives.alignment.ipynb #9965b71f
+class _Four(NamedTuple):
     z1:Tensor # (star, width) representations of the spectra
     z2:Tensor # (star, width) representations of the light curves
     p1:Tensor # (star, projection) projections of the spectra
     p2:Tensor # (star, projection) projections of the light curves
 
-# %% ../../nbs/52_objectives.alignment.ipynb #728d1eb6
-def _covariance(x, y): # (d, d), with n - 1 in the denominator
-    with torch.autocast(x.device.type, enabled=False):
-        return (x - x.mean(0)).T @ (y - y.mean(0)) / (len(x) - 1)
+class Aligned(_Four):
+    "Both views of a batch of stars: z1, z2, p1, p2, or one list of the four"
+    __slots__ = ()
+    def __new__(cls, *four): return super().__new__(cls, *(four[0] if len(four) == 1 else four))
+
+# %% ../../nbs/52_objectives.alignment.ipynb #21a4e568
+def _product(x, y): # a matrix product in the precision of its factors, even under mixed precision
+    with torch.autocast(x.device.type, enabled=False): return x @ y
+
+def _covariance(x, y): return _product((x - x.mean(0)).T, y - y.mean(0))/(len(x) - 1) # (d, d)
 
 # %% ../../nbs/52_objectives.alignment.ipynb #847eb142
 def covariance_loss(x:Tensor, # (star, d) features
@@ -79,7 +84,7 @@ def _strangers(same, queue_same, n): # (n, n + k) bool, True = is compared: all 
     names = same if queue_same is None else torch.cat([same, queue_same])
     return (same[:,None] != names) | torch.eye(n, len(names), dtype=torch.bool, device=same.device)
 
-# %% ../../nbs/52_objectives.alignment.ipynb #3ae29709
+# %% ../../nbs/52_objectives.alignment.ipynb #354aefe7
 def contrast(query:Tensor, # (n, d) embeddings that look for their partner; any length
              key:Tensor, # (n, d) partners, row by row
              temperature:float=.07, # τ; smaller = only the nearest negatives count
@@ -90,7 +95,7 @@ def contrast(query:Tensor, # (n, d) embeddings that look for their partner; any 
     "InfoNCE in one direction (He et al. 2019, Eq. 1); ValueError if `same` is given without the stars of the queue"
     if same is not None and queue is not None and queue_same is None: raise ValueError('the stars of the batch are named but not those of the queue: pass queue_same')
     keys = key if queue is None else torch.cat([key, queue])
-    score = F.normalize(query, dim=-1) @ F.normalize(keys, dim=-1).T / temperature # (n, n + k)
+    score = _product(F.normalize(query, dim=-1), F.normalize(keys, dim=-1).T)/temperature # (n, n + k)
     seen = _strangers(same, queue_same if queue is not None else None, len(query))
     if seen is not None: score = score.masked_fill(~seen, -torch.inf)
     return F.cross_entropy(score, torch.arange(len(query), device=query.device))
