@@ -86,14 +86,18 @@ class Repeated:
 
     def __len__(self): return -(-self.n//self.bs)
     def __iter__(self) -> Iterator:
-        order = torch.arange(self.n) if self.fixed else torch.randperm(self.n, generator=generator(self.seed*100_003 + self.epoch))
-        for i,idx in enumerate(order.split(self.bs)):
+        for i,idx in enumerate(self.batches()):
             if i in self.kept: yield self.kept[i]; continue
             xb,yb = self.make(idx, self.device)
             out = tuple(o.to(self.device) for o in (*xb, yb))
             if self.fixed: self.kept[i] = out
             yield out
         self.epoch += not self.fixed
+
+    def batches(self) -> list[Tensor]: # star numbers of each batch
+        "The order of this epoch; a subclass may choose another"
+        order = torch.arange(self.n) if self.fixed else torch.randperm(self.n, generator=generator(self.seed*100_003 + self.epoch))
+        return order.split(self.bs)
 
     def to(self,
            device:torch.device, # where batches go from now on
