@@ -46,9 +46,9 @@ def _targets(part):
     return s.assign(prot=p.where(p.between(*PERIODS)), kepmag=mag, kind=kind_of(s.logg)).reset_index(drop=True)
 
 # %% ../../nbs/12_mock.lightcurve.ipynb #f4980b12
-def _primaries(n, gen, part, magnitude):
-    "Stars without companions; those that will get one leave room for its light"
-    t,kind = _targets(part), np.array(list(TARGET_MIX))[torch.multinomial(torch.tensor(list(TARGET_MIX.values())), n, True, generator=gen).numpy()]
+def _primaries(n, gen, t, magnitude):
+    "Stars out of `t` without companions; those that will get one leave room for its light"
+    kind = np.array(list(TARGET_MIX))[torch.multinomial(torch.tensor(list(TARGET_MIX.values())), n, True, generator=gen).numpy()]
     pair,u = (_rand(gen, n) < PAIRS) & (kind != 'giant'), _rand(gen, n)
     rows = np.empty(n, int)
     for k in TARGET_MIX:
@@ -147,7 +147,7 @@ def draw_targets(n:int, # stars
                 ) -> pd.DataFrame: # a row a star, the columns in the table below
     "Stars to look at; ValueError for a part that does not exist"
     if part not in PARTS: raise ValueError(f'{part}: the parts are {", ".join(PARTS)}')
-    s = _ages(_rotation(_with_companions(*_primaries(n, generator, part, magnitude), generator), generator, fast))
+    s = _ages(_rotation(_with_companions(*_primaries(n, generator, _targets(part), magnitude), generator), generator, fast))
     kind = np.where(s.period_orb.notna(), 'pair', np.where(s.prot.notna(), 'rotator', np.where(s.logg < 3.5, 'giant', 'quiet')))
     return s.assign(abs_kepmag=s.kepmag-5*np.log10(s.distance)+5, kind=kind)
 

@@ -92,12 +92,13 @@ def _template_stars(n, gen, kind):
     return s.assign(alpha=alpha_of(s.feh), distance=far, radius=radius, logg=_logg(s.mass, radius), age_poor=True, population=None).drop(columns='name')
 
 # %% ../../nbs/13b_mock.sky.ipynb #8e265607
-@lru_cache
-def _dwarfs():
-    "Dwarfs of the catalogue, by mass"
-    c = catalogue()
+def _by_mass(c):
+    "Dwarfs of a catalogue, by mass"
     c = c[(c.logg > 4.1) & c.teff.between(3900, 7500) & (c.mass > .6)].sort_values('mass', ignore_index=True)
     return c[['teff', 'logg', 'mass', 'radius', 'loglum']].to_numpy('f8')
+
+@lru_cache
+def _dwarfs(): return _by_mass(catalogue())
 
 # %% ../../nbs/13b_mock.sky.ipynb #94952592
 def _solar(mass):
@@ -107,10 +108,11 @@ def _solar(mass):
     return np.array([t.index[t.subclass.eq(k) & t.feh.eq(0)][0] for k in SEQUENCE.index[19:]])[at]
 
 # %% ../../nbs/13b_mock.sky.ipynb #97d1a5d4
-def _companions(s, gen):
-    "Columns `*2` of companions to the primaries `s`"
+def _companions(s, gen, dwarfs=None):
+    "Columns `*2` of companions to the primaries `s`, out of `dwarfs` by mass; None = all of the catalogue"
     m2 = s.mass.to_numpy('f8')*(.2+.8*_rand(gen, len(s)))
-    d = _dwarfs()[np.searchsorted(_dwarfs()[:, 2], m2).clip(0, len(_dwarfs())-1)]
+    d = _dwarfs() if dwarfs is None else dwarfs
+    d = d[np.searchsorted(d[:, 2], m2).clip(0, len(d)-1)]
     two = pd.DataFrame(d, columns=['teff', 'logg', 'mass', 'radius', 'loglum'], index=s.index).assign(feh=s.feh, alpha=s.alpha)
     two['mass'] = m2
     cool = np.interp(m2, SEQUENCE.mass[::-1], SEQUENCE.teff[::-1]), np.interp(m2, SEQUENCE.mass[::-1], SEQUENCE.loglum[::-1])
