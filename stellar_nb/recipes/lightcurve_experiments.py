@@ -26,7 +26,6 @@ from ..eval.periods import acf_peak, lomb_scargle, period_table, within
 from ..periods import PeriodModel, period_quantiles, view_starts
 from ..pretrained import load_pretrained
 from .lightcurve import *
-from .lightcurve import _CHUNK
 
 # %% ../../nbs/92n_recipes.lightcurve_experiments.ipynb #771ce04c
 CLASSICAL = {'Lomb–Scargle': partial(lomb_scargle, bin=8), 'ACF peak': acf_peak}
@@ -68,21 +67,27 @@ def answer(model:PeriodModel, # the network
     return out.assign(**{k: np.exp(np.mean([m.predict(o)[:,0] for o in x], 0)) for k,m in learned.items()})
 
 # %% ../../nbs/92n_recipes.lightcurve_experiments.ipynb #b7fafc31
-def mock_sheet(name:str, # the model's recipe
-               model:PeriodModel, # trained
-               data:ViewSet, # stars from which the rivals learn
-               n:int=4000, # test stars, with a period or without
-               seed:int=11, # of the test stars
-              ) -> pd.DataFrame: # a row a rotator: `true` period, what everyone says (d), and facts of the star
-    "Test stars of the mock survey; their Kepler numbers are in no training"
-    learned,trend = fit_learned(data),choose_trend(name)
+def _sheet_block(n, seed, name, model, learned, trend):
+    "Rotators of a block of test stars with what everyone says of them"
     out,facts = [],['kic', 'teff', 'logg', 'kepmag', 'sph', 'kind', 'prot']
-    for *o,s in progress(mock_series(n, generator(seed), name, 'test'), f'{name}: test stars', -(-n//_CHUNK)):
+    for *o,s in mock_series(n, generator(seed), name, 'test'):
         ok = ln_period(s, LIMITS[name]).isfinite()[:,0]
         if not ok.any(): continue
         s = s.loc[ok.numpy(), facts].rename(columns=dict(prot='true')).reset_index(drop=True)
         out.append(pd.concat([s, answer(model, *(v[ok] for v in o), learned, trend)], axis=1))
-    return pd.concat(out, ignore_index=True).assign(median=data.y.nanmedian().exp().item())
+    return pd.concat(out)
+
+# %% ../../nbs/92n_recipes.lightcurve_experiments.ipynb #e84fdbdc
+def mock_sheet(name:str, # the model's recipe
+               model:PeriodModel, # trained
+               data:ViewSet, # stars from which the rivals learn
+               n:int=8000, # test stars, with a period or without
+               seed:int=11, # of the test stars
+               workers:int=1, # processes
+              ) -> pd.DataFrame: # a row a rotator: `true` period, what everyone says (d), and facts of the star
+    "Test stars of the mock survey; their Kepler numbers are in no training"
+    block = partial(_sheet_block, name=name, model=model, learned=fit_learned(data), trend=choose_trend(name))
+    return pd.concat(in_blocks(block, n, seed, workers, f'{name}: test stars'), ignore_index=True).assign(median=data.y.nanmedian().exp().item())
 
 # %% ../../nbs/92n_recipes.lightcurve_experiments.ipynb #7d0f41bb
 VARIANTS = {'hybrid': {}, 'supervised alone': dict(lam=1.), 'self-supervised alone': dict(lam=0.), 'ACF and FFT alone': dict(branches=('freq',)), 'curve alone': dict(branches=('flux',))}
@@ -146,16 +151,16 @@ def main(argv:list[str]|None=None): # words of the command line; None = those of
     p.add_argument('what', choices=('desa_lightcurve', 'desa_quarter', 'variants'), help='the model whose test stars (and real stars) are answered, or the variants of the training')
     p.add_argument('--out', default='results', help='folder for the tables (default: results)')
     p.add_argument('--stars', type=int, help='training stars of rivals and variants (default: 12,000, for the variants 4000)')
-    p.add_argument('--test', type=int, help='test stars, of which some four in five have a period (default: 5200, for the variants 2600)')
+    p.add_argument('--test', type=int, help='test stars, of which some four in five have a period (default: 8000, for the variants 2600)')
     p.add_argument('--seeds', type=int, default=1, help='trainings of each variant (default: 1)')
-    p.add_argument('--workers', type=int, default=1, help='processes that draw training stars (default: 1)')
+    p.add_argument('--workers', type=int, default=1, help='processes that draw stars (default: 1)')
     o = p.parse_args(argv)
     out,few = Path(o.out),o.what == 'variants'
     name = 'desa_quarter' if few else o.what
-    data,test = draw_views(o.stars or (4000 if few else 12_000), name, fast=FAST, workers=o.workers),o.test or (2600 if few else 5200)
+    data,test = draw_views(o.stars or (4000 if few else 12_000), name, fast=FAST, workers=o.workers),o.test or (2600 if few else 8000)
     if few: return _save(ablation(name, data, draw_views(test, name, 11, 'test', workers=o.workers), seeds=tuple(range(42, 42 + o.seeds))), out/'period_variants.csv')
     model = load_pretrained(name)
-    _save(mock_sheet(name, model, data, test), out/f'period_{name[5:]}.csv')
+    _save(mock_sheet(name, model, data, test, workers=o.workers), out/f'period_{name[5:]}.csv')
     if name == 'desa_quarter' and (real := real_sheet(model, data)) is not None: _save(real, out/'period_real.csv')
 
 # %% ../../nbs/92n_recipes.lightcurve_experiments.ipynb #c15ac915
