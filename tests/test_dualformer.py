@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fastai.torch_core import to_float
 
 from stellar_nb.core import generator
 from stellar_nb.data.loaders import unique_star_batches
@@ -117,6 +118,20 @@ def test_constant_batch_has_finite_gradients():
 def test_half_precision_does_not_overflow():
     z = 100*torch.randn(64, 8, generator=generator(0))
     with torch.autocast('cpu', torch.bfloat16): assert torch.isclose(covariance_loss(z, z), covariance_loss(z.double(), z.double()).float(), rtol=1e-4)
+
+
+@pytest.mark.parametrize('net', [DualFormer(TINY), TwoTowers(TwoTowersConfig.like(TINY))])
+def test_losses_under_mixed_precision(net):
+    "As fastai does it: the network under autocast, its answer to full precision, the loss still under autocast"
+    x = batch(32, dtype=torch.float32)
+    with torch.autocast('cpu', torch.bfloat16):
+        out = to_float(net(*x))
+        assert isinstance(out, Aligned) and out.p1.dtype == torch.float
+        losses = alignment_loss(out, variance=1), vicreg(out.p1, out.p2), info_nce(out.p1, out.p2, .05)
+    for got, f in zip(losses, (lambda o: alignment_loss(o, variance=1), lambda o: vicreg(o.p1, o.p2), lambda o: info_nce(o.p1, o.p2, .05))):
+        torch.testing.assert_close(got, f(Aligned(*(o.double() for o in out))).float(), rtol=1e-3, atol=1e-3)
+    sum(losses).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
 
 
 # bases

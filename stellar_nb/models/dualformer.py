@@ -167,7 +167,7 @@ def eigenbasis(A:Tensor, # (d, d) the trained projection
     else: raise ValueError(f"a basis is 'real', 'symmetric', 'singular', 'naive' or 'none', not {kind!r}")
     return V.to(A)
 
-# %% ../../nbs/62_models.dualformer.ipynb #f00d2067
+# %% ../../nbs/62_models.dualformer.ipynb #541ae5e1
 class OwnEmbedding(nn.Module):
     "Neighbouring features to tokens, with a linear layer of its own for each token"
     def __init__(self,
@@ -183,7 +183,7 @@ class OwnEmbedding(nn.Module):
                ) -> Tensor: # (b, n, width)
         return torch.einsum('bnk,nkw->bnw', x.unflatten(-1, self.weight.shape[:2]), self.weight) + self.bias
 
-# %% ../../nbs/62_models.dualformer.ipynb #4a53e765
+# %% ../../nbs/62_models.dualformer.ipynb #a86a5f95
 class DualFormer(nn.Module):
     "Aligns the features of a spectrum and a light curve (document 002, Figure 1)"
     def __init__(self,
@@ -207,7 +207,7 @@ class DualFormer(nn.Module):
         z1,z2 = self.represent(spectra, curve, labels)
         return Aligned(z1, z2, *self.project(z1, z2))
 
-# %% ../../nbs/62_models.dualformer.ipynb #b2f7aaca
+# %% ../../nbs/62_models.dualformer.ipynb #c61af811
 @patch
 def tokens(self:DualFormer,
            x:Tensor, # (b, S) or (b, C) features
@@ -219,7 +219,7 @@ def tokens(self:DualFormer,
     z = self.embed[branch % len(self.embed)](F.pad(x, (0, -want % self.config.token)))
     return z + self.places[branch] if self.places else z
 
-# %% ../../nbs/62_models.dualformer.ipynb #97ff784f
+# %% ../../nbs/62_models.dualformer.ipynb #20048eed
 @patch
 def represent(self:DualFormer,
               spectra:Tensor, # (b, S) features of the spectra
@@ -232,7 +232,7 @@ def represent(self:DualFormer,
     y = self.conditioning(labels, x1)
     return tuple(torch.cat([norm(x.mean(1)), y], -1) for norm,x in ((self.norm1, x1), (self.norm2, x2)))
 
-# %% ../../nbs/62_models.dualformer.ipynb #85abbaf4
+# %% ../../nbs/62_models.dualformer.ipynb #d004f4c8
 @patch
 def project(self:DualFormer,
             z1:Tensor, # (b, width + L) representations of the spectra
@@ -242,7 +242,7 @@ def project(self:DualFormer,
     A = self.A.weight
     return F.linear(z1, A), F.linear(z2, A.T if self.config.projection == 'transpose' else A)
 
-# %% ../../nbs/62_models.dualformer.ipynb #76a74d21
+# %% ../../nbs/62_models.dualformer.ipynb #ce5abc58
 @patch
 def features(self:DualFormer,
              spectra:Tensor, # (b, S) features of the spectra
