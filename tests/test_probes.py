@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from sklearn import metrics as sk
+from threadpoolctl import threadpool_info
 from torch import Tensor, nn
 
 from stellar_nb.core import generator, seed_everything
@@ -172,7 +173,10 @@ def test_map_repeats_and_takes_late_rows(rng):
     kind = np.repeat([0, 1], 40)
     x = np.where(kind, 5., -5.)[:, None] + rng.normal(size=(80, 6))
     fit = np.arange(80) % 4 > 0
+    threads = lambda: {o['filepath']: o['num_threads'] for o in threadpool_info()}
+    before = threads()
     xy = umap_2d(x, fit_on=fit)
+    assert before.items() <= threads().items()  # numba leaves all other libraries as they were
     near = [np.argsort(((xy[fit] - o)**2).sum(1))[0] for o in xy[~fit]]
     assert (kind[fit][near] == kind[~fit]).all() and np.array_equal(umap_2d(x, fit_on=fit), xy)
 
