@@ -6,13 +6,14 @@
 __all__ = ['standardise', 'umap_2d', 'plot_map', 'plot_pairs', 'pair_distance', 'pair_table', 'sensitivity', 'plot_sensitivity',
            'pca_features']
 
-# %% ../../nbs/82_eval.embed.ipynb #232d4dea
+# %% ../../nbs/82_eval.embed.ipynb #25e25e74
 import warnings
 
 import numpy as np, pandas as pd
 from fastcore.test import *
 from matplotlib.axes import Axes
 from sklearn.decomposition import PCA
+from threadpoolctl import threadpool_limits
 
 from ..plot import *
 
@@ -27,7 +28,7 @@ def standardise(features:np.ndarray, # (row, feature)
     m,s = some.mean(0), some.std(0)
     return (x - m)/np.where(s > 1e-7*abs(some).max(0), s, np.inf)
 
-# %% ../../nbs/82_eval.embed.ipynb #a68533fd
+# %% ../../nbs/82_eval.embed.ipynb #9911bc42
 def umap_2d(features:np.ndarray, # (row, feature)
             seed:int=42, # of the layout
             fit_on:np.ndarray|None=None, # bool or numbers of the rows that make the map; None = all
@@ -40,7 +41,7 @@ def umap_2d(features:np.ndarray, # (row, feature)
     x = standardise(features, fit_on) if scale else np.asarray(features, float)
     rows = np.arange(len(x)) if fit_on is None else np.arange(len(x))[fit_on]
     rest,out = np.setdiff1d(np.arange(len(x)), rows), np.empty((len(x), 2))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), threadpool_limits(1, 'openmp'):  # numba would leave OpenMP with other threads than it found
         warnings.simplefilter('ignore')
         m = UMAP(n_neighbors=min(neighbours, len(rows) - 1), min_dist=min_dist, random_state=seed, n_jobs=1, verbose=False, tqdm_kwds=dict(disable=True))
         out[rows] = m.fit_transform(x[rows])

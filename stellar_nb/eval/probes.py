@@ -45,7 +45,7 @@ def within(true:np.ndarray, # (row,) true label
     t,p = known(true, pred)
     return float((abs(p - t) <= share*abs(t)).mean()) if len(t) else np.nan
 
-# %% ../../nbs/81_eval.probes.ipynb #059a629b
+# %% ../../nbs/81_eval.probes.ipynb #6d2ffe02
 def few_shot_once(features:np.ndarray, # (row, feature) frozen features of the test set
                   y:np.ndarray, # (row, label) labels; NaN = missing
                   star:np.ndarray, # (row,) which star a row belongs to
@@ -53,9 +53,10 @@ def few_shot_once(features:np.ndarray, # (row, feature) frozen features of the t
                   seed:int=42, # of the split
                   probe:Callable=least_squares, # `probe(h, y, test)`, such as `linear_probe`
                  ) -> tuple[np.ndarray,np.ndarray]: # numbers of the rows of all other stars, and (row, label) predictions for them
-    "Fit on a share of the stars, predict all others"
+    "Fit on a share of the stars, predict all others; ValueError where a feature is not finite"
     fit,rest = split_by_star(star, (share, 1 - share), seed)
     h,y = np.asarray(features, float), np.asarray(y, float)
+    if not np.isfinite(h).all(): raise ValueError(f'{(~np.isfinite(h)).any(1).sum()} of {len(h)} rows have features that are not finite')
     return rest, probe(h[fit], y[fit], h[rest])
 
 # %% ../../nbs/81_eval.probes.ipynb #f3bdd450
