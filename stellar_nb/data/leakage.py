@@ -15,9 +15,9 @@ from sklearn.metrics import balanced_accuracy_score, r2_score
 from ..core import *
 from .splits import kfold_by_star
 
-# %% ../../nbs/24d_data.leakage.ipynb #5d9fc178
+# %% ../../nbs/24d_data.leakage.ipynb #908daebe
 CONDITIONING = ('teff', 'logg', 'prot', 'feh', 'radius', 'ruwe') # of document 002, §6.2
-DEFINITIONS = {'binary': (('ruwe',), ('dk_iso',)), 'age': (('teff', 'prot'),), 'age_gyro': (('teff', 'prot'),),
+DEFINITIONS = {'binary': (('ruwe',), ('dk_iso',)), **dict.fromkeys(('age', 'age_gyro', 'gyro_age'), (('teff', 'prot'),)),
                'cmd': (('teff', 'radius'),), 'loglum': (('teff', 'radius'),), 'gmag': (('teff', 'radius'),), 'bp_rp': (('teff',),)}
 
 def definitions_in(target:str, # what shall be predicted
