@@ -15,24 +15,26 @@ from sklearn.metrics import balanced_accuracy_score, r2_score
 from ..core import *
 from .splits import kfold_by_star
 
-# %% ../../nbs/24d_data.leakage.ipynb #5d9fc178
+# %% ../../nbs/24d_data.leakage.ipynb #ed6e1e42
 CONDITIONING = ('teff', 'logg', 'prot', 'feh', 'radius', 'ruwe') # of document 002, §6.2
-DEFINITIONS = {'binary': (('ruwe',), ('dk_iso',)), 'age': (('teff', 'prot'),), 'age_gyro': (('teff', 'prot'),),
+DEFINITIONS = {'binary': (('ruwe',), ('dk_iso',)), **dict.fromkeys(('age', 'age_gyro', 'gyro_age'), (('teff', 'prot'),)),
                'cmd': (('teff', 'radius'),), 'loglum': (('teff', 'radius'),), 'gmag': (('teff', 'radius'),), 'bp_rp': (('teff',),)}
 
+# %% ../../nbs/24d_data.leakage.ipynb #a32f9b7b
 def definitions_in(target:str, # what shall be predicted
                    labels:tuple[str,...]=CONDITIONING, # what the network is told
                   ) -> list[tuple[str,...]]: # groups of labels that define it; the target itself is one
     "Known definitions of the target that the labels contain; a target without an entry in `DEFINITIONS` has none"
     return [g for g in ((target,), *DEFINITIONS.get(target, ())) if set(g) <= set(labels)]
 
+# %% ../../nbs/24d_data.leakage.ipynb #8365ac9a
 def headline_labels(target:str, # what shall be predicted
                     labels:tuple[str,...]=CONDITIONING, # what the network could be told
                    ) -> tuple[str,...]: # those that may stay for the headline
     "Without any label that belongs to a definition of the target"
     return tuple(o for o in labels if not any(o in g for g in definitions_in(target, labels)))
 
-# %% ../../nbs/24d_data.leakage.ipynb #f7206238
+# %% ../../nbs/24d_data.leakage.ipynb #14525ce1
 def label_skill(labels:np.ndarray, # (star, label) conditioning labels; NaN = missing
                 truth:np.ndarray, # (star,) numbers, or classes (bool, text or whole numbers)
                 k:int=3, # folds
@@ -49,7 +51,7 @@ def label_skill(labels:np.ndarray, # (star, label) conditioning labels; NaN = mi
         said[b] = m.classes_[(m.predict_proba(x[b])/np.bincount(y[a])[m.classes_]).argmax(1)]  # as if all classes were equally frequent
     return float((balanced_accuracy_score(y, said) - chance)/(1 - chance))
 
-# %% ../../nbs/24d_data.leakage.ipynb #84eb958c
+# %% ../../nbs/24d_data.leakage.ipynb #38df211c
 def leakage_table(target:str, # its name, as in `DEFINITIONS`
                   labels:pd.DataFrame, # (row, label) conditioning labels; NaN = missing
                   truth:np.ndarray, # (row,) the target: floats, or classes; NaN = missing
@@ -69,7 +71,7 @@ def leakage_table(target:str, # its name, as in `DEFINITIONS`
     out = pd.DataFrame(out).T
     return out.assign(verdict=_verdicts(out, definitions_in(target, tuple(names)), limit))
 
-# %% ../../nbs/24d_data.leakage.ipynb #19d6cf5b
+# %% ../../nbs/24d_data.leakage.ipynb #2168cdb5
 def _verdicts(table, groups, limit):
     everything,out = table.alone['all'], []
     for k,(alone,without) in table[['alone', 'without']].iterrows():
@@ -79,7 +81,7 @@ def _verdicts(table, groups, limit):
         else: out.append('' if k == 'chance' else 'fair')
     return out
 
-# %% ../../nbs/24d_data.leakage.ipynb #77b7a45a
+# %% ../../nbs/24d_data.leakage.ipynb #4aad5b33
 def check_leakage(target:str, # its name, as in `DEFINITIONS`
                   labels:pd.DataFrame, # (row, label) conditioning labels; NaN = missing
                   truth:np.ndarray, # (row,) the target: floats, or classes; NaN = missing

@@ -99,7 +99,7 @@ def zero_shot(embedding:np.ndarray, # (star, 2) map, such as `umap_2d`'s; one ro
     return dict(accuracy=score(y), ari=float(sk.adjusted_rand_score(y, c)), majority=float(np.bincount(y).max()/len(y)),
                 random=float(np.mean([score(rng.permutation(y)) for _ in range(draws)])), unmatched=float((c == y).mean()), stars=len(y), classes=len(names))
 
-# %% ../../nbs/81_eval.probes.ipynb #7f16bb7d
+# %% ../../nbs/81_eval.probes.ipynb #37913df9
 class Separation(NamedTuple):
     "Two clusters and the line $w\\cdot x + b = 0$ between them"
     cluster:np.ndarray # (star,) 0 or 1
@@ -107,6 +107,7 @@ class Separation(NamedTuple):
     b:float
     agreement:float # share of the line's answers that are the cluster's
 
+# %% ../../nbs/81_eval.probes.ipynb #9c06ff05
 def separate(embedding:np.ndarray, # (star, 2) map of the stars to separate
              seed:int=42, # of the mixture
             ) -> Separation: # cluster 1 is the one with the larger second coordinate
@@ -117,7 +118,7 @@ def separate(embedding:np.ndarray, # (star, 2) map of the stars to separate
     svm = LinearSVC(dual=False).fit(x, c)
     return Separation(c, svm.coef_[0], float(svm.intercept_[0]), float(svm.score(x, c)))
 
-# %% ../../nbs/81_eval.probes.ipynb #d2b83b1d
+# %% ../../nbs/81_eval.probes.ipynb #f1ce75a9
 def cluster_tests(cluster:np.ndarray, # (star,) 0 or 1; one row a star
                   values:pd.DataFrame, # (star, quantity), such as peculiar velocity (km/s) and period (d); NaN = missing
                  ) -> pd.DataFrame: # a row a quantity: stars and median of both clusters, ks, p
@@ -129,7 +130,7 @@ def cluster_tests(cluster:np.ndarray, # (star,) 0 or 1; one row a star
         rows[k] = dict(n0=len(a), n1=len(b), median0=a.median(), median1=b.median(), ks=ks[0], p=ks[1])
     return pd.DataFrame(rows).T
 
-# %% ../../nbs/81_eval.probes.ipynb #08e31796
+# %% ../../nbs/81_eval.probes.ipynb #60a76bb6
 def svm_by_star(features:np.ndarray, # (row, feature) frozen features, or the map itself
                 truth:np.ndarray, # (row,) 0 or 1
                 star:np.ndarray, # (row,) which star a row belongs to
@@ -146,7 +147,7 @@ def svm_by_star(features:np.ndarray, # (row, feature) frozen features, or the ma
     (auc,bal),(auc_sd,bal_sd) = np.mean(runs, 0), np.std(runs, 0, ddof=1)
     return dict(auc=auc, auc_sd=auc_sd, balanced=bal, balanced_sd=bal_sd, stars=len(np.unique(star)))
 
-# %% ../../nbs/81_eval.probes.ipynb #883a9b44
+# %% ../../nbs/81_eval.probes.ipynb #46a581e6
 def tnr_fnr(y:np.ndarray, # (star,) 0 or 1
             score:np.ndarray, # (star,) larger = more probably 1
            ) -> pd.DataFrame: # columns threshold, fnr, tnr; fnr decreasing
@@ -154,6 +155,7 @@ def tnr_fnr(y:np.ndarray, # (star,) 0 or 1
     fpr,tpr,threshold = sk.roc_curve(y, score, drop_intermediate=False)
     return pd.DataFrame(dict(threshold=threshold, fnr=1 - tpr, tnr=1 - fpr))
 
+# %% ../../nbs/81_eval.probes.ipynb #1a268684
 def choose_threshold(y:np.ndarray, # (star,) 0 or 1, of validation stars
                      score:np.ndarray, # (star,) their scores
                     ) -> float: # a star with this score or more is called 1
@@ -161,7 +163,7 @@ def choose_threshold(y:np.ndarray, # (star,) 0 or 1, of validation stars
     c = tnr_fnr(y, score)
     return float(c.threshold[(c.tnr - c.fnr).idxmax()])
 
-# %% ../../nbs/81_eval.probes.ipynb #2aedba99
+# %% ../../nbs/81_eval.probes.ipynb #4d6bdeee
 def binary_scores(y:np.ndarray, # (star,) 0 or 1
                   score:np.ndarray, # (star,) larger = more probably 1
                   threshold:float=.5, # from `choose_threshold` on other stars
@@ -174,7 +176,7 @@ def binary_scores(y:np.ndarray, # (star,) 0 or 1
     return dict(auc=float(sk.roc_auc_score(y, score)), ap=float(sk.average_precision_score(y, score)), ap_chance=float(y.mean()), precision0=float(p[0]), precision1=float(p[1]),
                 recall0=float(r[0]), recall1=float(r[1]), balanced=float(r.mean()), confusion=c.tolist(), stars=len(y))
 
-# %% ../../nbs/81_eval.probes.ipynb #8b6bda3a
+# %% ../../nbs/81_eval.probes.ipynb #388f7d6e
 def age_scores(y:np.ndarray, # (star,) age, Gyr; NaN = missing
                q:np.ndarray, # (star, quantile) predicted quantiles, an odd number, increasing, Gyr
                sigma:np.ndarray|None=None, # (star,) or scalar scatter that the label itself carries, Gyr

@@ -71,7 +71,7 @@ class Tuned(nn.Module):
                ) -> Tensor: # (b, labels), or (b, labels, quantiles)
         return self.head(*self.aligner(spectra, curve, labels)[:len(self.config.widths)])
 
-# %% ../../nbs/72b_train.heads.ipynb #83fcd4b6
+# %% ../../nbs/72b_train.heads.ipynb #c2d4d75c
 @patch
 def train(self:Tuned,
           mode:bool=True, # training or evaluation
@@ -81,6 +81,7 @@ def train(self:Tuned,
     if self.frozen: self.aligner.eval()
     return self
 
+# %% ../../nbs/72b_train.heads.ipynb #0ba65b83
 @patch
 def requires_grad_(self:Tuned,
                    requires_grad:bool=True, # for all that is not frozen
@@ -90,7 +91,7 @@ def requires_grad_(self:Tuned,
     if self.frozen: self.aligner.requires_grad_(False)
     return self
 
-# %% ../../nbs/72b_train.heads.ipynb #292495d8
+# %% ../../nbs/72b_train.heads.ipynb #fdab60c7
 class Unaligned(nn.Module):
     "What comes in, as it is: the aligner of a head that gets the encoders' features themselves"
     def __init__(self,
@@ -108,7 +109,7 @@ class Unaligned(nn.Module):
         of = dict(spectra=spectra, curve=curve, labels=known)
         return tuple(of[k] for k in self.parts)
 
-# %% ../../nbs/72b_train.heads.ipynb #b4831df7
+# %% ../../nbs/72b_train.heads.ipynb #b6a4aa17
 class SlowAligner(Callback):
     "A `Tuned` network's aligner learns at a share of the head's rate; 0 leaves it where it is"
     order = 61 # after the schedule, which sets one rate for all
@@ -121,7 +122,7 @@ class SlowAligner(Callback):
         lr = self.opt.hypers[-1]['lr']
         self.opt.set_hyper('lr', [lr*self.share, lr])
 
-# %% ../../nbs/72b_train.heads.ipynb #13edac46
+# %% ../../nbs/72b_train.heads.ipynb #0d3af767
 @torch.no_grad()
 def predict_tuned(net:nn.Module, # a `Tuned`; left in evaluation mode
                   xb:tuple[Tensor,...], # spectra, curve, labels, with a row a star
