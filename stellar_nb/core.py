@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HAS_MAMBA', 'HAS_SPECUTILS', 'C_KMS', 'seed_everything', 'generator', 'default_device', 'smoke', 'pick',
-           'package_data', 'data_dir', 'BadInput', 'atomic_path', 'progress', 'JsonConfig']
+           'package_data', 'result_path', 'data_dir', 'BadInput', 'atomic_path', 'progress', 'JsonConfig']
 
 # %% ../nbs/00_core.ipynb #6fc4536f
 import contextlib, json, os, random, tempfile
@@ -64,6 +64,13 @@ def package_data(*parts:str, # path below `stellar_nb/data`
     path = Path(__file__).parent.joinpath('data', *parts)
     if not path.exists(): raise FileNotFoundError(f'{path.name}: not among the files shipped with stellar_nb')
     return path
+
+# %% ../nbs/00_core.ipynb #8bab65a9
+def result_path(name:str, # of a table of results, such as `desa_runs.csv`
+               ) -> Path: # an existing file
+    "A table of results: your own in the folder that the environment variable `STELLAR_NB_RESULTS` names, if it is there, else the one that is shipped"
+    own = Path(os.environ.get('STELLAR_NB_RESULTS', ''))/name
+    return own if 'STELLAR_NB_RESULTS' in os.environ and own.exists() else package_data('results', name)
 
 # %% ../nbs/00_core.ipynb #fa33c1b7
 def data_dir(*parts:str, # path below the folder of real observations

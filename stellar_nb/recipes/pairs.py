@@ -22,7 +22,7 @@ from ..mock.spectra import LAMOST_WAVE
 from ..pretrained import load_pretrained
 from .lightcurve import _CHUNK, _series, in_blocks
 
-# %% ../../nbs/92o_recipes.pairs.ipynb #5d10e8a9
+# %% ../../nbs/92o_recipes.pairs.ipynb #54d0c469
 @dataclass
 class PairSet:
     "Frozen features of both instruments, a row a spectrum"
@@ -35,7 +35,7 @@ class PairSet:
     @property
     def star(self) -> Tensor: # (visit,)
         "The star of each visit"
-        return torch.from_numpy(self.stars.star.to_numpy('i8'))
+        return torch.tensor(self.stars.star.to_numpy('i8'))
 
     def take(self,
              rows:np.ndarray|Tensor, # row numbers
@@ -62,7 +62,7 @@ def _spectra(visits, model, gen):
     x,good = model.prep(LAMOST_WAVE, *pair_spectra(visits, gen), rv)
     return torch.cat([model.model.features(*o) for o in zip(x.split(128), good.split(128))])
 
-# %% ../../nbs/92o_recipes.pairs.ipynb #33281d61
+# %% ../../nbs/92o_recipes.pairs.ipynb #62c0d3e0
 ENCODERS = 'desa_spectra', 'desa_lightcurve' # shipped models
 
 def _pair_block(n, seed, part, encoders):
@@ -72,8 +72,8 @@ def _pair_block(n, seed, part, encoders):
     h,stars = _curves(draw_pairs(n, gen, part), curve, gen)
     visits = pair_visits(stars, gen)
     x = _spectra(visits, spectra, gen)
-    star,crop = visits.star.to_numpy(), visits.visit.to_numpy() % 2
-    return x.numpy(), h[star, crop].numpy(), conditioning(stars, gen)[star].numpy(), visits, len(stars)
+    star,crop = (torch.tensor(visits[k].to_numpy('i8')) for k in ('star', 'visit'))
+    return x.numpy(), h[star, crop % 2].numpy(), conditioning(stars, gen)[star].numpy(), visits, len(stars)
 
 # %% ../../nbs/92o_recipes.pairs.ipynb #e3e2c362
 def draw_features(n:int, # stars

@@ -130,10 +130,11 @@ def train_cosine(learn:Learner, # from `make_learner`
                  warm:float=.05, # fraction spent in the warm-up; document 003 has none
                  checkpoint:str|Path|None=None, # written after every epoch; taken up if it is there
                  facts:dict|None=None, # further hyper-parameters that a checkpoint must share
+                 half:bool=True, # mixed precision on a graphics card; small networks gain nothing by it
                 ) -> pd.DataFrame: # one row an epoch: epoch, train_loss, valid_loss, lr, seconds
     "Train with a warm-up and the cosine schedule of document 003, §4.3; BadInput for a checkpoint of another run"
     facts,done = dict(epochs=epochs, lr=lr, floor=floor, warm=warm, **(facts or {})), 0
-    if learn.dls.device.type == 'cuda' and not hasattr(learn, 'mixed_precision'): learn.to_fp16() # document 003, §4.5
+    if half and learn.dls.device.type == 'cuda' and not hasattr(learn, 'mixed_precision'): learn.to_fp16() # document 003, §4.5
     cbs = [ParamScheduler({'lr': WarmCosine(lr, floor, warm)})]
     if checkpoint:
         if Path(checkpoint).exists(): done = load_checkpoint(learn, checkpoint, facts)

@@ -147,6 +147,7 @@ def train_aligner(net:nn.Module, # `DualFormer`, `TwoTowers` or another that ret
                   cbs:tuple=(), # further callbacks
                   seed:int=42, # of whatever is drawn in training
                   checkpoint:str|Path|None=None, # see `train_cosine`
+                  half:bool=False, # mixed precision on a graphics card
                   **options, # of the loss
                  ) -> pd.DataFrame: # one row an epoch, with spread and rank of the projections
     "Train an aligner; ValueError for an unknown method, and for SimSiam without a predictor"
@@ -155,6 +156,6 @@ def train_aligner(net:nn.Module, # `DualFormer`, `TwoTowers` or another that ret
     seed_everything(seed)
     own = (CollapseMonitor(_projections, low), *((Momentum(*momentum),) if method == 'moco' else ()))
     learn = make_learner(net.train().requires_grad_(True), train, valid, loss, (*own, *cbs), weight_decay, desc=method)
-    history = train_cosine(learn, epochs, lr=lr, floor=floor, checkpoint=checkpoint, facts=dict(method=method))
+    history = train_cosine(learn, epochs, lr=lr, floor=floor, checkpoint=checkpoint, facts=dict(method=method), half=half)
     net.eval()
     return history
