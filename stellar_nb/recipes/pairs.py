@@ -35,13 +35,13 @@ class PairSet:
     @property
     def star(self) -> Tensor: # (visit,)
         "The star of each visit"
-        return torch.from_numpy(self.stars.star.to_numpy('i8'))
+        return torch.tensor(self.stars.star.to_numpy('i8'))
 
     def take(self,
              rows:np.ndarray|Tensor, # row numbers
             ) -> 'PairSet': # those rows
         "Some visits"
-        rows = torch.as_tensor(np.asarray(rows))
+        rows = torch.tensor(np.asarray(rows))
         return PairSet(self.spectra[rows], self.curve[rows], self.labels[rows], self.stars.iloc[rows.numpy()].reset_index(drop=True))
 
 # %% ../../nbs/92o_recipes.pairs.ipynb #4e299af3
@@ -72,8 +72,8 @@ def _pair_block(n, seed, part, encoders):
     h,stars = _curves(draw_pairs(n, gen, part), curve, gen)
     visits = pair_visits(stars, gen)
     x = _spectra(visits, spectra, gen)
-    star,crop = visits.star.to_numpy(), visits.visit.to_numpy() % 2
-    return x.numpy(), h[star, crop].numpy(), conditioning(stars, gen)[star].numpy(), visits, len(stars)
+    star,crop = (torch.tensor(visits[k].to_numpy()) for k in ('star', 'visit'))
+    return x.numpy(), h[star, crop % 2].numpy(), conditioning(stars, gen)[star].numpy(), visits, len(stars)
 
 # %% ../../nbs/92o_recipes.pairs.ipynb #e3e2c362
 def draw_features(n:int, # stars
@@ -98,7 +98,7 @@ def save_pairs(pairs:PairSet, # what to keep
     with atomic_path(path) as tmp: save_file(dict(spectra=half(pairs.spectra), curve=half(pairs.curve), labels=pairs.labels.contiguous()), tmp)
 
 def load_pairs(path:str|Path, # of the `.safetensors`
-              ) -> PairSet: # as it was saved
+              ) -> PairSet: # as it was saved, features rounded to half precision
     "Read them; BadInput where the files do not belong together"
     o,t = load_file(path), pd.read_parquet(Path(path).with_suffix('.parquet'))
     if len(t) != len(o['spectra']): raise BadInput(Path(path).name, f"{len(o['spectra'])} rows of features, but {len(t)} in the table beside it")
