@@ -27,7 +27,7 @@ from .variability import orbit_light, oscillation_power, red_power, spot_amplitu
 TARGET_MIX = dict(dwarf=.68, subgiant=.2, giant=.12) # shares of a draw
 PAIRS = .13 # share of close pairs among dwarfs and subgiants
 PERIODS = (.2, 70.) # d, range of the rotation periods
-STEADY = .6, .1 # shares of stars whose spots live 100 to 2000 d, among those that turn within 3 d and the others
+STEADY = .6, .1 # shares of stars whose spots live 100 to 2000 d: of those that turn within 3 d (or are put in by `fast`), of the others
 
 # %% ../../nbs/12_mock.lightcurve.ipynb #63661485
 @lru_cache

@@ -41,7 +41,7 @@ from ..train.monitor import CollapseMonitor
 SPANS = dict(desa_lightcurve=(2, 17), desa_quarter=(1, 1)) # fewest and most quarters of a mock star
 VIEWS = dict(desa_lightcurve=ViewConfig.laptop(), desa_quarter=ViewConfig.quarter())
 LIMITS = dict(desa_lightcurve=(.2, 70.), desa_quarter=(.2, 45.)) # d, periods that a network is asked for
-FAST = .2 # share of steady rotators of all periods that are put among the training stars
+FAST = .2 # `fast` of `draw_targets` for training stars; none for those that calibrate and test
 
 def some_quarters(name:str, # the model
                   generator:torch.Generator, # source of randomness
@@ -131,7 +131,7 @@ def draw_views(n:int, # stars
                seed:int=42, # of the stars
                part:str='train', # of the Kepler catalogue
                view:ViewConfig|None=None, # what is shown; None = the model's
-               fast:float=0., # share of fast rotators beside those of the catalogue
+               fast:float=0., # see `draw_targets`
                workers:int=1, # processes that draw
               ) -> ViewSet: # of mock stars
     "Mock stars, each seen twice"

@@ -68,14 +68,14 @@ def answer(model:PeriodModel, # the network
 
 # %% ../../nbs/92n_recipes.lightcurve_experiments.ipynb #b7fafc31
 def _sheet_block(n, seed, name, model, learned, trend):
-    "Rotators of a block of test stars with what everyone says of them"
+    "Rotators of a block of test stars with what everyone says of them; None without any"
     out,facts = [],['kic', 'teff', 'logg', 'kepmag', 'sph', 'kind', 'prot']
     for *o,s in mock_series(n, generator(seed), name, 'test'):
         ok = ln_period(s, LIMITS[name]).isfinite()[:,0]
         if not ok.any(): continue
         s = s.loc[ok.numpy(), facts].rename(columns=dict(prot='true')).reset_index(drop=True)
         out.append(pd.concat([s, answer(model, *(v[ok] for v in o), learned, trend)], axis=1))
-    return pd.concat(out)
+    return pd.concat(out) if out else None
 
 # %% ../../nbs/92n_recipes.lightcurve_experiments.ipynb #e84fdbdc
 def mock_sheet(name:str, # the model's recipe

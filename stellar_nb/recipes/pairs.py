@@ -22,7 +22,7 @@ from ..mock.spectra import LAMOST_WAVE
 from ..pretrained import load_pretrained
 from .lightcurve import _CHUNK, _series, in_blocks
 
-# %% ../../nbs/92o_recipes.pairs.ipynb #54d0c469
+# %% ../../nbs/92o_recipes.pairs.ipynb #5d10e8a9
 @dataclass
 class PairSet:
     "Frozen features of both instruments, a row a spectrum"
@@ -41,7 +41,7 @@ class PairSet:
              rows:np.ndarray|Tensor, # row numbers
             ) -> 'PairSet': # those rows
         "Some visits"
-        rows = torch.as_tensor(np.asarray(rows))
+        rows = torch.tensor(np.asarray(rows))
         return PairSet(self.spectra[rows], self.curve[rows], self.labels[rows], self.stars.iloc[rows.numpy()].reset_index(drop=True))
 
 # %% ../../nbs/92o_recipes.pairs.ipynb #4e299af3
@@ -62,7 +62,7 @@ def _spectra(visits, model, gen):
     x,good = model.prep(LAMOST_WAVE, *pair_spectra(visits, gen), rv)
     return torch.cat([model.model.features(*o) for o in zip(x.split(128), good.split(128))])
 
-# %% ../../nbs/92o_recipes.pairs.ipynb #62c0d3e0
+# %% ../../nbs/92o_recipes.pairs.ipynb #33281d61
 ENCODERS = 'desa_spectra', 'desa_lightcurve' # shipped models
 
 def _pair_block(n, seed, part, encoders):
@@ -72,7 +72,7 @@ def _pair_block(n, seed, part, encoders):
     h,stars = _curves(draw_pairs(n, gen, part), curve, gen)
     visits = pair_visits(stars, gen)
     x = _spectra(visits, spectra, gen)
-    star,crop = (torch.tensor(visits[k].to_numpy('i8')) for k in ('star', 'visit'))
+    star,crop = (torch.tensor(visits[k].to_numpy()) for k in ('star', 'visit'))
     return x.numpy(), h[star, crop % 2].numpy(), conditioning(stars, gen)[star].numpy(), visits, len(stars)
 
 # %% ../../nbs/92o_recipes.pairs.ipynb #e3e2c362
@@ -98,7 +98,7 @@ def save_pairs(pairs:PairSet, # what to keep
     with atomic_path(path) as tmp: save_file(dict(spectra=half(pairs.spectra), curve=half(pairs.curve), labels=pairs.labels.contiguous()), tmp)
 
 def load_pairs(path:str|Path, # of the `.safetensors`
-              ) -> PairSet: # as it was saved
+              ) -> PairSet: # as it was saved, features rounded to half precision
     "Read them; BadInput where the files do not belong together"
     o,t = load_file(path), pd.read_parquet(Path(path).with_suffix('.parquet'))
     if len(t) != len(o['spectra']): raise BadInput(Path(path).name, f"{len(o['spectra'])} rows of features, but {len(t)} in the table beside it")
