@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help install test reproduce figures site export clean
+.PHONY: help install test reproduce reproduce-full figures site export clean
 
 help:  ## list the commands
-	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 install: $(BIN)/.installed  ## make .venv and install the library with all that tests and site need
 $(BIN)/.installed: setup.py settings.ini pyproject.toml
@@ -22,6 +22,9 @@ test: install  ## run every notebook and the tests of tests/
 
 reproduce: install  ## train, draw every figure anew, build the site into _docs/
 	$(BIN)/python scripts/reproduce.py
+
+reproduce-full: install  ## make the stored tables of DESA and its rivals anew, three seeds each; hours, resumable
+	$(BIN)/python scripts/reproduce.py --full
 
 figures: install  ## execute the notebooks that hold figures and store their outputs in place
 	$(BIN)/python scripts/reproduce.py --store

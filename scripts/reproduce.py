@@ -13,6 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT/'.cache'
 NBS = CACHE/'nbs'
 TRAINED = 'desa_lightcurve', 'specvit_pfs', 'specvit_lamost', 'desa_spectra', 'fusion_sky', 'desa_quarter', 'specvit_xp'  # at the laptop preset; minutes on one core each
+FEATURES,RESULTS = CACHE/'features', CACHE/'results'  # of DESA's experiments
+QUICK = 'DESA', 'DESA + variance', 'VICReg', 'SimSiam', 'MoCo', 'MoCo-clean', 'InfoNCE', 'untrained', 'DESA, self-attention', 'DESA, cross-attention', 'DESA, A twice', 'both', 'spectrum alone', 'light curve alone', 'both, PCA'  # all but the scalar tokens, which take as long as all others
 WORKERS = 2  # steps at a time, one thread each: small batches gain nothing from a second thread
 
 
@@ -67,18 +69,35 @@ def execute(nb, **env):
     run('-c', 'import sys; from nbdev.clean import nbdev_clean; nbdev_clean(sys.argv[1])', nb, log=CACHE/'logs'/f'clean-{nb.stem}.log')
 
 
+def desa(preset='laptop', seeds=1, fresh=True):
+    "Frozen features, one line a run, tables for the figures"
+    methods = () if preset == 'full' else ('--methods', *QUICK)
+    if fresh: shutil.rmtree(FEATURES, ignore_errors=True); shutil.rmtree(RESULTS, ignore_errors=True)
+    env = dict(STELLAR_NB_MODELS=str(CACHE/'models')) if preset != 'full' else {}
+    run('-m', 'stellar_nb.recipes.alignment', '--preset', preset, '--features', FEATURES, '--out', RESULTS if preset != 'full' else CACHE/'results-full', '--seeds', seeds, '--workers', WORKERS, *methods,
+        log=CACHE/'logs'/f'desa-{preset}.log', OMP_NUM_THREADS='1', **env)
+
+
+def reproduce_full():
+    "The stored tables: three seeds of every method with the shipped encoders; hours on two cores, and resumed where it was stopped"
+    print('This takes hours on two cores. It can be stopped and started again: what is done is kept.', flush=True)
+    desa('full', 3, fresh=False)
+    print(f'\nThe tables: {CACHE/"results-full"}. Copy desa_* to stellar_nb/data/results to ship them.')
+
+
 def reproduce():
     if sys.version_info < (3, 11) and not shutil.which('quarto'): sys.exit('the site needs Python 3.11 or Quarto: make reproduce PYTHON=python3.12')
     lib = digest(ROOT/'stellar_nb')
-    print('This takes some thirty-five minutes on two cores; a second run only repeats what has changed.', flush=True)
+    print('This takes some fifty minutes on two cores; a second run only repeats what has changed.', flush=True)
     together([lambda name=name: step(f'train {name}', lib + str(data_dir()), CACHE/'models'/name, lambda: run('-m', 'stellar_nb.recipes', name, '--preset', 'laptop', '--out', CACHE/'models',
                                                                                            log=CACHE/'logs'/f'train-{name}.log', OMP_NUM_THREADS='1')) for name in TRAINED])
+    step('DESA and its rivals', lib + digest(*(CACHE/'models'/k for k in ('desa_spectra', 'desa_lightcurve'))), RESULTS/'desa_runs.csv', desa)
     def figure(nb):
         copy = NBS/nb.relative_to(ROOT/'nbs')
         def work():
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(nb, copy)
-            execute(copy, STELLAR_NB_MODELS=str(CACHE/'models'))
+            execute(copy, STELLAR_NB_MODELS=str(CACHE/'models'), STELLAR_NB_RESULTS=str(RESULTS))
         step(f'execute {nb.relative_to(ROOT/"nbs")}', lib + digest(nb) + os.environ.get('STELLAR_NB_SMOKE', '') + str(data_dir()), copy, work)
     together([lambda nb=nb: figure(nb) for nb in results(ROOT/'nbs')])
     step('build the site', lib + digest(ROOT/'nbs', NBS, ROOT/'_quarto.yml', ROOT/'scripts'/'build_site.py'), ROOT/'_docs'/'index.html', lambda: run('scripts/build_site.py', '--executed', NBS))
@@ -88,5 +107,7 @@ def reproduce():
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--store', action='store_true', help='execute the notebooks in place, with the shipped models')
-    try: together([lambda nb=nb: execute(nb) for nb in results(ROOT/'nbs')]) if parser.parse_args().store else reproduce()
+    parser.add_argument('--full', action='store_true', help='make the stored tables of DESA and its rivals over three seeds instead')
+    o = parser.parse_args()
+    try: together([lambda nb=nb: execute(nb) for nb in results(ROOT/'nbs')]) if o.store else reproduce_full() if o.full else reproduce()
     except subprocess.CalledProcessError as e: sys.exit(f'stopped: {" ".join(map(str, e.cmd[1:4]))} failed')

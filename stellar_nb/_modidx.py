@@ -1732,6 +1732,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'stellar_nb/recipes/alignment.py'),
                                               'stellar_nb.recipes.alignment.collect': ( 'recipes.alignment.html#collect',
                                                                                         'stellar_nb/recipes/alignment.py'),
+                                              'stellar_nb.recipes.alignment.commit': ( 'recipes.alignment.html#commit',
+                                                                                       'stellar_nb/recipes/alignment.py'),
                                               'stellar_nb.recipes.alignment.copy_of': ( 'recipes.alignment.html#copy_of',
                                                                                         'stellar_nb/recipes/alignment.py'),
                                               'stellar_nb.recipes.alignment.final_features': ( 'recipes.alignment.html#final_features',

@@ -6,10 +6,10 @@
 __all__ = ['ALIGNERS', 'ABLATIONS', 'PLAIN', 'RATES', 'PRESETS', 'BATCH', 'AGE_LEVELS', 'FACTS', 'scale_pairs', 'Experiment',
            'get_pairs', 'make_aligner', 'inputs', 'align', 'final_features', 'plain_features', 'frozen_scores',
            'map_scores', 'make_tuned', 'tune', 'binary_target', 'tune_binaries', 'age_target', 'tune_ages', 'run',
-           'copy_of', 'run_all', 'collect', 'main']
+           'copy_of', 'commit', 'run_all', 'collect', 'main']
 
-# %% ../../nbs/92p_recipes.alignment.ipynb #11903ebe
-import argparse, datetime, json, math
+# %% ../../nbs/92p_recipes.alignment.ipynb #c8faf235
+import argparse, datetime, json, math, subprocess
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import partial
@@ -40,8 +40,8 @@ ABLATIONS = {'DESA, self-attention': dict(attention='self'), 'DESA, cross-attent
 PLAIN = {'both': ('spectra', 'curve'), 'spectrum alone': ('spectra',), 'light curve alone': ('curve',), 'both, PCA': ()} # features as the encoders give them
 RATES = dict.fromkeys((*ALIGNERS, *ABLATIONS), 1e-3) # highest learning rate of each
 
-# %% ../../nbs/92p_recipes.alignment.ipynb #f826b393
-PRESETS = dict(smoke=dict(train=64, calibrate=64, test=64, epochs=1, tune=1, map=200), laptop=dict(train=3000, calibrate=1000, test=2500, epochs=8, tune=6, map=2000),
+# %% ../../nbs/92p_recipes.alignment.ipynb #f5b589b0
+PRESETS = dict(smoke=dict(train=64, calibrate=64, test=64, epochs=1, tune=1, map=200), laptop=dict(train=2000, calibrate=800, test=2000, epochs=6, tune=4, map=1200),
                full=dict(train=20_000, calibrate=3000, test=8000, epochs=10, tune=6, map=3000)) # stars; passes of alignment and of fine-tuning; stars on a map
 BATCH = 128 # visits
 
@@ -303,7 +303,13 @@ def _job(name, conditioned, seed, preset, features, out):
             with atomic_path(Path(out)/f'{k}-{stem}.parquet') as tmp: t.to_parquet(tmp, index=False)
     return {k: (None if isinstance(v, float) and math.isnan(v) else v.item() if hasattr(v, 'item') else v) for k,v in row.items()}
 
-# %% ../../nbs/92p_recipes.alignment.ipynb #ce302f3a
+# %% ../../nbs/92p_recipes.alignment.ipynb #02d9f472
+def commit() -> str: # first digits of git's hash; '' outside a repository
+    "Which state of the code made a table"
+    git = subprocess.run(['git', '-C', str(Path(__file__).parent), 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True)
+    return git.stdout.strip()
+
+# %% ../../nbs/92p_recipes.alignment.ipynb #a476b028
 def run_all(preset:str, # a key of `PRESETS`
             out:str|Path, # folder of the lines and pictures
             features:str|Path, # folder of the frozen features
@@ -322,10 +328,10 @@ def run_all(preset:str, # a key of `PRESETS`
         running = {pool.submit(_job, *o, str(features), str(out)): o for o in jobs}
         for f in progress(as_completed(running), 'runs', len(jobs)):
             if f.exception(): print(f'{running[f][0]}, seed {running[f][2]}: {f.exception()}'); continue # the others go on
-            with path.open('a') as w: w.write(json.dumps(f.result() | dict(date=datetime.date.today().isoformat(), version=__version__)) + '\n')
+            with path.open('a') as w: w.write(json.dumps(f.result() | dict(date=datetime.date.today().isoformat(), version=__version__, commit=commit())) + '\n')
     return pd.DataFrame(read())
 
-# %% ../../nbs/92p_recipes.alignment.ipynb #213f81f9
+# %% ../../nbs/92p_recipes.alignment.ipynb #2bf2ae35
 FACTS = ['star', 'visit', 'kic', 'teff_obs', 'loglum_obs', 'bp_rp0', 'abs_g0', 'cmd', 'prot', 'ruwe', 'dk_iso', 'sigma', 'age', 'fast_rotator', 'synchronised', 'binary']
 
 def collect(out:str|Path, # folder of `run_all`
@@ -348,7 +354,7 @@ def _write(t, path): # floats in single precision
     with atomic_path(path) as tmp: t.to_csv(tmp, index=False) if path.suffix == '.csv' else t.to_parquet(tmp, index=False)
     return path
 
-# %% ../../nbs/92p_recipes.alignment.ipynb #0e0fcd8a
+# %% ../../nbs/92p_recipes.alignment.ipynb #65b1070d
 def main(argv:list[str]|None=None): # words of the command line; None = those of this process
     "`python -m stellar_nb.recipes.alignment`"
     p = argparse.ArgumentParser('python -m stellar_nb.recipes.alignment', description='DESA against its rivals: writes runs.jsonl, a line a run, and the tables for figures of the first seed.', allow_abbrev=False)
@@ -363,5 +369,5 @@ def main(argv:list[str]|None=None): # words of the command line; None = those of
     collect(o.out, o.features)
     print(t.groupby(['conditioned', 'method'])[['bp_rp_r2', 'gmag_r2', 'zero_accuracy', 'binary_auc', 'age_rmse']].mean().round(3).to_string())
 
-# %% ../../nbs/92p_recipes.alignment.ipynb #9133e76b
+# %% ../../nbs/92p_recipes.alignment.ipynb #e6c72fa2
 if __name__ == '__main__': main()
