@@ -32,13 +32,13 @@ from ..train.heads import HeadConfig, TransformerHead, Tuned, Unaligned, predict
 from ..train.learner import Repeated, make_learner, train_cosine
 from ..train.momentum import paired_stars, train_aligner
 
-# %% ../../nbs/92p_recipes.alignment.ipynb #f4624244
+# %% ../../nbs/92p_recipes.alignment.ipynb #cd4e932a
 ALIGNERS = { # name → options of `train_aligner`
     'DESA': dict(method='dual'), 'DESA + variance': dict(method='dual', variance=1.), 'VICReg': dict(method='vicreg'), 'SimSiam': dict(method='simsiam'),
     'MoCo': dict(method='moco'), 'MoCo-clean': dict(method='moco', unique=True), 'InfoNCE': dict(method='clip'), 'untrained': {}}
 ABLATIONS = {'DESA, self-attention': dict(attention='self'), 'DESA, cross-attention': dict(attention='cross'), 'DESA, A twice': dict(projection='same'), 'DESA, scalar tokens': dict(token=1, positions='rotary')} # name → fields of the configuration
 PLAIN = {'both': ('spectra', 'curve'), 'spectrum alone': ('spectra',), 'light curve alone': ('curve',), 'both, PCA': ()} # features as the encoders give them
-RATES = dict.fromkeys((*ALIGNERS, *ABLATIONS), 1e-3) # highest learning rate of each
+RATES = dict.fromkeys((*ALIGNERS, *ABLATIONS), 3e-3) | {'SimSiam': 1e-3, 'MoCo': 3e-4, 'MoCo-clean': 3e-4} # highest learning rate of each
 
 # %% ../../nbs/92p_recipes.alignment.ipynb #f5b589b0
 PRESETS = dict(smoke=dict(train=64, calibrate=64, test=64, epochs=1, tune=1, map=200), laptop=dict(train=2000, calibrate=800, test=2000, epochs=6, tune=4, map=1200),
