@@ -15,7 +15,7 @@ from stellar_nb.mock.lightcurve import draw_targets, reserved
 from stellar_nb.objectives.contrastive import effective_rank, simsiam_pair, spread
 from stellar_nb.periods import PERIOD_FLAGS, PeriodModel, period_flags, period_quantiles, view_starts, margin_group
 from stellar_nb.pretrained import load_pretrained, save_pretrained
-from stellar_nb.recipes.lightcurve import LIMITS, TwoViews, ViewSet, draw_views, fit_views, fresh_views, ln_period, mock_series, pair_loss, period_margins, some_quarters
+from stellar_nb.recipes.lightcurve import LIMITS, TwoViews, ViewSet, draw_views, fit_views, fresh_views, in_blocks, ln_period, mock_series, pair_loss, period_margins, some_quarters
 
 VIEW = ViewConfig.tiny()
 SMALL = LightCurveEncoderConfig.tiny(length=VIEW.length, patch=16, grid=VIEW.grid)
@@ -191,8 +191,11 @@ def test_groups_keep_the_promise_where_one_margin_does_not():
 
 
 def test_blocks_do_not_depend_on_processes():
-    one, two = (draw_views(270, 'desa_quarter', 5, workers=k) for k in (1, 2))
+    "Another process draws the same stars; blocks come in order, each with its own seed"
+    one, two = (draw_views(20, 'desa_quarter', 5, workers=k) for k in (1, 2))
     assert one.stars.equals(two.stars) and torch.equal(one.one.flux, two.one.flux) and torch.equal(one.two.freq, two.two.freq)
+    sizes, seeds = zip(*in_blocks(lambda n, seed: (n, seed), 600, 5))
+    assert sizes == (256, 256, 88) and seeds[0] == 5 and len(set(seeds)) == 3
 
 
 def test_flags():
