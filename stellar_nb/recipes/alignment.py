@@ -40,8 +40,8 @@ ABLATIONS = {'DESA, self-attention': dict(attention='self'), 'DESA, cross-attent
 PLAIN = {'both': ('spectra', 'curve'), 'spectrum alone': ('spectra',), 'light curve alone': ('curve',), 'both, PCA': ()} # features as the encoders give them
 RATES = dict.fromkeys((*ALIGNERS, *ABLATIONS), 3e-3) | {'SimSiam': 1e-3, 'MoCo': 3e-4, 'MoCo-clean': 3e-4} # highest learning rate of each
 
-# %% ../../nbs/92p_recipes.alignment.ipynb #f5b589b0
-PRESETS = dict(smoke=dict(train=64, calibrate=64, test=64, epochs=1, tune=1, map=200), laptop=dict(train=2000, calibrate=800, test=2000, epochs=6, tune=4, map=1200),
+# %% ../../nbs/92p_recipes.alignment.ipynb #f5562af3
+PRESETS = dict(ablation=dict(train=3840, calibrate=1024, test=2048, epochs=8, tune=0, map=1024), smoke=dict(train=64, calibrate=64, test=64, epochs=1, tune=1, map=200), laptop=dict(train=2000, calibrate=800, test=2000, epochs=6, tune=4, map=1200),
                full=dict(train=20_000, calibrate=3000, test=8000, epochs=10, tune=6, map=3000)) # stars; passes of alignment and of fine-tuning; stars on a map
 BATCH = 128 # visits
 
@@ -254,7 +254,7 @@ def _ages(s, q): # scores and arrays of the age (label 0) and its error (label 1
     out = age_scores(t, q[:,0].numpy(), (t - true)) | dict(rmse_true=float(np.sqrt(np.mean((q[:,0,1].numpy() - true)**2))), error_mae=float(np.abs(q[:,1,1].numpy() - s.gyro_age_error).mean()))
     return {f'age_{k}': v for k,v in out.items()}, dict(true=t, lo=q[:,0,0].numpy(), mid=q[:,0,1].numpy(), hi=q[:,0,2].numpy(), teff=s.teff_obs.to_numpy())
 
-# %% ../../nbs/92p_recipes.alignment.ipynb #0ec2225c
+# %% ../../nbs/92p_recipes.alignment.ipynb #c09e3760
 def run(name:str, # a key of `ALIGNERS`, `ABLATIONS` or `PLAIN`
         conditioned:bool, # with the labels
         seed:int, # of everything
@@ -272,7 +272,7 @@ def run(name:str, # a key of `ALIGNERS`, `ABLATIONS` or `PLAIN`
     row |= frozen_scores(h, e.test, seed) | scores
     frames = dict(map=pd.DataFrame(xy.astype('f4'), columns=['x', 'y']))
     if name in ('DESA', 'VICReg', 'both'): frames |= _shown(net, h, e, conditioned, seed)
-    if net == (): return row, frames # principal components are not tuned
+    if net == () or name == 'untrained' or not e.size['tune']: return row, frames # nothing to fine-tune
     make = lambda **head: make_tuned(net if isinstance(net, tuple) else copy_of(net), e.train, conditioned, least, **head)
     (b,bt),(a,at) = tune_binaries(make, e, conditioned, seed), tune_ages(make, e, conditioned, seed)
     return row | b | a, frames | dict(binary=pd.DataFrame(bt), age=pd.DataFrame(at))
