@@ -303,13 +303,24 @@ def _job(name, conditioned, seed, preset, features, out):
             with atomic_path(Path(out)/f'{k}-{stem}.parquet') as tmp: t.to_parquet(tmp, index=False)
     return {k: (None if isinstance(v, float) and math.isnan(v) else v.item() if hasattr(v, 'item') else v) for k,v in row.items()}
 
-# %% ../../nbs/92p_recipes.alignment.ipynb #02d9f472
+# %% ../../nbs/92p_recipes.alignment.ipynb #46f33fb1
+def _safe(job):
+    try: return _job(*job)
+    except Exception as e: return e
+
+def _ended(jobs, workers):
+    "Each job with its row, or with what went wrong, as they end"
+    if workers == 1: yield from ((o, _safe(o)) for o in jobs); return
+    with ProcessPoolExecutor(workers, get_context('spawn')) as pool:
+        running = {pool.submit(_safe, o): o for o in jobs}
+        for f in as_completed(running): yield running[f], f.result()
+
 def commit() -> str: # first digits of git's hash; '' outside a repository
     "Which state of the code made a table"
     git = subprocess.run(['git', '-C', str(Path(__file__).parent), 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True)
     return git.stdout.strip()
 
-# %% ../../nbs/92p_recipes.alignment.ipynb #a476b028
+# %% ../../nbs/92p_recipes.alignment.ipynb #7de8db63
 def run_all(preset:str, # a key of `PRESETS`
             out:str|Path, # folder of the lines and pictures
             features:str|Path, # folder of the frozen features
@@ -324,14 +335,12 @@ def run_all(preset:str, # a key of `PRESETS`
     read = lambda: [json.loads(o) for o in path.read_text().splitlines()] if path.exists() else []
     done = {tuple(o[k] for k in keys) for o in read()}
     jobs = [o for m in methods for s in seeds for c in ((False,) if m in ABLATIONS else (False, True)) if (o := (m, c, s, preset)) not in done]
-    with ProcessPoolExecutor(workers, get_context('spawn')) as pool:
-        running = {pool.submit(_job, *o, str(features), str(out)): o for o in jobs}
-        for f in progress(as_completed(running), 'runs', len(jobs)):
-            if f.exception(): print(f'{running[f][0]}, seed {running[f][2]}: {f.exception()}'); continue # the others go on
-            with path.open('a') as w: w.write(json.dumps(f.result() | dict(date=datetime.date.today().isoformat(), version=__version__, commit=commit())) + '\n')
+    for o,row in progress(_ended([(*o, str(features), str(out)) for o in jobs], workers), 'runs', len(jobs)):
+        if isinstance(row, Exception): print(f'{o[0]}, {"with" if o[1] else "without"} labels, seed {o[2]}: {row}'); continue # the others go on
+        with path.open('a') as w: w.write(json.dumps(row | dict(date=datetime.date.today().isoformat(), version=__version__, commit=commit())) + '\n')
     return pd.DataFrame(read())
 
-# %% ../../nbs/92p_recipes.alignment.ipynb #2bf2ae35
+# %% ../../nbs/92p_recipes.alignment.ipynb #64ca93a9
 FACTS = ['star', 'visit', 'kic', 'teff_obs', 'loglum_obs', 'bp_rp0', 'abs_g0', 'cmd', 'prot', 'ruwe', 'dk_iso', 'sigma', 'age', 'fast_rotator', 'synchronised', 'binary']
 
 def collect(out:str|Path, # folder of `run_all`
@@ -340,13 +349,14 @@ def collect(out:str|Path, # folder of `run_all`
     "The tables that figures read"
     out = Path(out)
     t = pd.DataFrame([json.loads(o) for o in (out/'runs.jsonl').read_text().splitlines()]).sort_values(['conditioned', 'method', 'seed'])
-    losses = [dict(method=r.method, conditioned=r.conditioned, seed=r.seed, epoch=i, train_loss=a, valid_loss=b) for r in t.itertuples() for i,(a,b) in enumerate(r.losses if isinstance(r.losses, list) else [])]
+    losses = [dict(method=r.method, conditioned=r.conditioned, seed=r.seed, preset=r.preset, epoch=i, train_loss=a, valid_loss=b) for r in t.itertuples() for i,(a,b) in enumerate(r.losses if isinstance(r.losses, list) else [])]
     made = [_write(t.drop(columns='losses'), out/'desa_runs.csv'), _write(pd.DataFrame(losses), out/'desa_losses.csv')]
-    test = get_pairs(t.preset.iloc[0], features).test.stars
+    preset = t.preset[t.preset != 'ablation'].iloc[0]
+    test = get_pairs(preset, features).test.stars
     for kind in ('map', 'few', 'sensitivity', 'binary', 'age'):
         parts = [pd.read_parquet(p).assign(method=p.stem[len(kind)+1:].rsplit('-', 1)[0].replace('_', ' '), conditioned=p.stem.endswith('labels')) for p in sorted(out.glob(f'{kind}-*.parquet'))]
         if parts: made.append(_write(pd.concat(parts, ignore_index=True).astype(dict(method='category')), out/f'desa_{kind}.parquet'))
-    stars = test[test.star < test.star.drop_duplicates().iloc[:PRESETS[t.preset.iloc[0]]['map']].iloc[-1] + 1]
+    stars = test[test.star < test.star.drop_duplicates().iloc[:PRESETS[preset]['map']].iloc[-1] + 1]
     return [*made, _write(stars[FACTS], out/'desa_stars.parquet')]
 
 def _write(t, path): # floats in single precision
