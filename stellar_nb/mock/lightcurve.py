@@ -87,7 +87,7 @@ def _with_companions(s, pair, gen):
 @lru_cache
 def _active():
     "Periods in order, and their activity"
-    c = catalogue()[['prot', 'sph']].dropna().sort_values('prot').to_numpy('f8')
+    c = catalogue()[['prot', 'sph']].dropna().sort_values('prot', kind='stable').to_numpy('f8')
     return c[:, 0], c[:, 1]
 
 # %% ../../nbs/12_mock.lightcurve.ipynb #41a5ff6b

@@ -94,7 +94,7 @@ def _template_stars(n, gen, kind):
 # %% ../../nbs/13b_mock.sky.ipynb #8e265607
 def _by_mass(c):
     "Dwarfs of a catalogue, by mass"
-    c = c[(c.logg > 4.1) & c.teff.between(3900, 7500) & (c.mass > .6)].sort_values('mass', ignore_index=True)
+    c = c[(c.logg > 4.1) & c.teff.between(3900, 7500) & (c.mass > .6)].sort_values('mass', ignore_index=True, kind='stable')
     return c[['teff', 'logg', 'mass', 'radius', 'loglum']].to_numpy('f8')
 
 @lru_cache
