@@ -132,18 +132,28 @@ def moffat_alpha(fwhm:Tensor, # pixels
     "Scale of a Moffat profile with β = 2.5"
     return fwhm/(2*(2**.4-1)**.5)
 
-# %% ../../nbs/14_mock.cube.ipynb #c863660c
-def _transfer(m, fwhm):
-    "(…, m, m//2+1) transform of profile and pixel; fwhm (…)"
-    ky,kx = 2*math.pi*torch.fft.fftfreq(m)[:, None], 2*math.pi*torch.fft.rfftfreq(m)
-    ka = (ky**2+kx**2).sqrt()*moffat_alpha(fwhm)[..., None, None]
-    return (1+ka)*torch.exp(-ka)*torch.sinc(ky/2/math.pi)*torch.sinc(kx/2/math.pi)
+# %% ../../nbs/14_mock.cube.ipynb #d4b185b6
+def _frequencies(m, fwhm):
+    "Cycles a pixel (2h+1,) and (h+1,) that are needed, and how much finer the image must be"
+    reach = max(1., 4/fwhm.min().item())
+    fine = math.ceil(reach)
+    h = min(math.ceil(reach*m/2), fine*m//2-1)
+    return torch.arange(-h, h+1)/m, torch.arange(h+1)/m, fine
 
-def _phases(at, m):
-    "(n, star, m) and (n, star, m//2+1)"
-    return [torch.polar(torch.ones(()), -2*math.pi*freq*at[..., i:i+1]) for i,freq in enumerate((torch.fft.fftfreq(m), torch.fft.rfftfreq(m)))]
+def _transfer(fy, fx, fwhm):
+    "(…, 2h+1, h+1) transform of profile and pixel; fwhm (…)"
+    ka = 2*math.pi*(fy[:, None]**2+fx**2).sqrt()*moffat_alpha(fwhm)[..., None, None]
+    return (1+ka)*torch.exp(-ka)*torch.sinc(fy)[:, None]*torch.sinc(fx)
 
-# %% ../../nbs/14_mock.cube.ipynb #4b99d74a
+# %% ../../nbs/14_mock.cube.ipynb #5d9dd32b
+def _image_of(f, m, fine):
+    "Transform (…, 2h+1, h+1) to the image at the centres of m × m pixels"
+    h,big = f.shape[-1]-1, fine*m
+    whole = f.new_zeros(*f.shape[:-2], big, big//2+1)
+    whole[..., :h+1, :h+1],whole[..., -h:, :h+1] = f[..., h:, :], f[..., :h, :]
+    return torch.fft.irfft2(whole, s=(big, big))[..., ::fine, ::fine]*fine**2
+
+# %% ../../nbs/14_mock.cube.ipynb #a6b1eaa5
 def render(flux:Tensor, # (field, star, channel) counts of each star
            at:Tensor, # (field, star, 2) places (y, x) in pixels, 0 = centre of the first
            fwhm:Tensor, # (field, channel) or (channel,) of the Moffat profile, pixels
@@ -151,15 +161,13 @@ def render(flux:Tensor, # (field, star, channel) counts of each star
            pad:int=8, # border, pixels; stars beyond it must have no flux
           ) -> Tensor: # (field, channel, size, size) counts a pixel
     "Stars with a Moffat profile (β = 2.5), integrated over the pixels"
-    if (k := math.ceil(2.4/fwhm.min().item())) > 1: # too few pixels a profile: drawn finer, then summed
-        return F.avg_pool2d(render(flux, (at+.5)*k-.5, fwhm*k, size*k, pad*k), k)*k**2
     (n,s,c),m = flux.shape, size+2*pad
-    ey,ex = _phases(at+pad, m)
-    f = (flux[..., None]*ey[:, :, None]).reshape(n, s, c*m).transpose(1, 2)@ex
-    image = torch.fft.irfft2(f.reshape(n, c, m, -1)*_transfer(m, fwhm), s=(m, m))
-    return image[..., pad:pad+size, pad:pad+size]
+    fy,fx,fine = _frequencies(m, fwhm)
+    ey,ex = (torch.polar(torch.ones(()), -2*math.pi*f*(at[..., i:i+1]+pad)) for i,f in enumerate((fy, fx))) # (field, star, frequency)
+    f = (flux[..., None]*ey[:, :, None]).reshape(n, s, -1).transpose(1, 2)@ex
+    return _image_of(f.reshape(n, c, len(fy), -1)*_transfer(fy, fx, fwhm), m, fine)[..., pad:pad+size, pad:pad+size]
 
-# %% ../../nbs/14_mock.cube.ipynb #7712201d
+# %% ../../nbs/14_mock.cube.ipynb #daef7d30
 def misplace(n:int, # fields
              generator:torch.Generator, # source of randomness
              shift:float, # part of the half-width of the field
@@ -173,7 +181,7 @@ def misplace(n:int, # fields
     turn = s[:, None, None]*torch.stack([torch.stack([a.cos(), -a.sin()], -1), torch.stack([a.sin(), a.cos()], -1)], 1)
     return torch.cat([turn, move[..., None]], -1)
 
-# %% ../../nbs/14_mock.cube.ipynb #dfeb9eec
+# %% ../../nbs/14_mock.cube.ipynb #238a8d73
 def _places_in(theta, q, size):
     "Pixels (y, x) in an image of normalised places (x, y) in the field"
     p = q@theta[:, :, :2].transpose(1, 2)+theta[:, None, :, 2]
@@ -183,7 +191,7 @@ def _inverse(theta):
     a = torch.linalg.inv(theta[:, :, :2])
     return torch.cat([a, -a@theta[:, :, 2:]], -1)
 
-# %% ../../nbs/14_mock.cube.ipynb #a7ae251b
+# %% ../../nbs/14_mock.cube.ipynb #4518b7be
 _SKY = np.array([(4400, 1450, 22.6), (5500, 996, 21.6), (6500, 702, 20.9), (8000, 452, 19.7), (12350, 193, 16.5), (16620, 93, 14.4), (21590, 43.6, 13.)]) # Å, photons/s/cm²/Å at 0 mag, mag/arcsec²
 PIXEL = .5 # of the cube, arcsec
 EXPOSURE = dict(cube=20., ir=20., af=100.) # m² s
@@ -196,7 +204,7 @@ def _sky(bands):
     at,width = zip(*zip((e[1:]+e[:-1])/2, np.diff(e)), *((sum(o)/2, o[1]-o[0]) for o in NARROW.values()), *INFRARED.values())
     return torch.tensor(np.exp(np.interp(at, _SKY[:, 0], np.log(_SKY[:, 1]*10**(-.4*_SKY[:, 2]))))*1e4*np.array(width), dtype=torch.float32)
 
-# %% ../../nbs/14_mock.cube.ipynb #639958d5
+# %% ../../nbs/14_mock.cube.ipynb #e2d25bb8
 def _noise(image, sky, gen, on):
     "Add noise; (image, its standard deviation)"
     sigma = (image.clamp_min(0)+sky+READ**2).sqrt()
@@ -208,7 +216,7 @@ def _bad(n, bands, size, gen):
     column = torch.where(_u(gen, n) < .25, (_u(gen, n)*size).long(), -1)
     return good & (torch.arange(size) != column[:, None])[:, None, None]
 
-# %% ../../nbs/14_mock.cube.ipynb #1851bae7
+# %% ../../nbs/14_mock.cube.ipynb #7249a2c5
 def _image(flux, theta, q, fwhm, size, field, sky, gen, noise):
     "An image of the stars by another camera; fwhm in pixels of the cube"
     at = _places_in(theta, q, size)
@@ -226,7 +234,7 @@ def _column(dust, theta, size, field, gen, noise):
     gain,grain = torch.randn(n, 1, 1, 1, generator=gen), torch.randn(x.shape, generator=gen)
     return x*torch.exp(.1*gain)+.05*grain if noise else x
 
-# %% ../../nbs/14_mock.cube.ipynb #0ad1b4a0
+# %% ../../nbs/14_mock.cube.ipynb #044b1cef
 def dominant_star(flux:Tensor, # (field, star) counts; 0 = none
                   at:Tensor, # (field, star, 2) places (y, x), pixels
                   fwhm:Tensor, # (field,) pixels
@@ -239,7 +247,7 @@ def dominant_star(flux:Tensor, # (field, star) counts; 0 = none
         out.append((y[:, :, None]+x[:, None]).argmin(0))
     return torch.stack(out)
 
-# %% ../../nbs/14_mock.cube.ipynb #8fd7a3bf
+# %% ../../nbs/14_mock.cube.ipynb #9f2a5c1a
 def _truth(flux, labels, at, fwhm, size, floor):
     "Light (n, y, x), labels (n, 3, y, x) with NaN where there is little of it, and the star (n, y, x), -1 there"
     light = flux.sum(-1, keepdim=True)
@@ -248,7 +256,7 @@ def _truth(flux, labels, at, fwhm, size, floor):
     mean = torch.where(lit, maps[:, 1:]/maps[:, :1].clamp_min(1e-6), torch.nan)
     return total, mean, torch.where(lit[:, 0], dominant_star(light[..., 0], at, fwhm, size), -1)
 
-# %% ../../nbs/14_mock.cube.ipynb #d50212db
+# %% ../../nbs/14_mock.cube.ipynb #90e18bee
 class MockCubes(NamedTuple):
     "Cubes, images and the truth"
     cubes:Tensor # (field, band, y, x) electrons, sky subtracted; 0 where bad
@@ -264,7 +272,7 @@ class MockCubes(NamedTuple):
     stars:dict[str,Tensor] # (field, star): kic, teff, logg, feh, radius, y, x (pixels), distance kpc, av mag, member, behind, counts
     fields:pd.DataFrame # a row a field: feh of the cluster, distance kpc, number of stars, mean A_V, …
 
-# %% ../../nbs/14_mock.cube.ipynb #2eba9057
+# %% ../../nbs/14_mock.cube.ipynb #75ab24ed
 def _observe_stars(lib, f, slots, size, dust, gen, number, bands):
     "Places, light after dust (n, star, band + 6) and the table of stars"
     rows,member,distance = _draw_stars(lib, f, slots, gen)
@@ -277,7 +285,7 @@ def _observe_stars(lib, f, slots, size, dust, gen, number, bands):
     pixels = dict(zip('yx', (at+(size-1)/2).unbind(-1)))
     return at, light, dict(columns, **pixels, distance=distance, av=av, member=member, behind=behind, counts=light[..., :bands].sum(-1)*EXPOSURE['cube'])
 
-# %% ../../nbs/14_mock.cube.ipynb #b1058346
+# %% ../../nbs/14_mock.cube.ipynb #3e68396a
 SIZES = dict(ir=48, af=96, thickness=24) # pixels of the images of a field of 64
 _FWHM = dict(ir=2.2, af=1.8) # pixels of the cube
 
@@ -301,7 +309,7 @@ def mock_cube(n:int, # fields
     theta = {k: misplace(n, generator, 2*shift/size, rotation, scale) for k in SIZES}
     return _expose(f, at, light, table, dust, theta, number, size, bands, generator, noise)
 
-# %% ../../nbs/14_mock.cube.ipynb #30299672
+# %% ../../nbs/14_mock.cube.ipynb #a5df6c54
 def _expose(f, at, light, table, dust, theta, number, size, bands, gen, noise):
     "Everything that is seen of the stars"
     e = band_edges(bands); wave = torch.tensor((e[1:]+e[:-1])/2, dtype=torch.float32)
@@ -318,7 +326,7 @@ def _expose(f, at, light, table, dust, theta, number, size, bands, gen, noise):
     fields = pd.DataFrame({k: f[k].numpy() for k in ('feh', 'distance', 'giants', 'members', 'behind', 'seeing')}).assign(number=number.numpy(), av=dust.mean((1, 2)).numpy())
     return MockCubes(torch.where(good, cubes, 0), good, sigma, images, theta, wave, mean, who, total, dust[:, m:m+size, m:m+size], table, fields)
 
-# %% ../../nbs/14_mock.cube.ipynb #cbfa53e3
+# %% ../../nbs/14_mock.cube.ipynb #313f2e54
 def _of(size, name): return max(8, round(SIZES[name]*size/64))
 
 def _images(light, theta, q, size, bands, sky, gen, noise):
@@ -328,7 +336,7 @@ def _images(light, theta, q, size, bands, sky, gen, noise):
         out[name] = _image(light[..., cols]*EXPOSURE[name], theta[name], q, fwhm, _of(size, name), size, (sky[cols]*EXPOSURE[name])[:, None, None], gen, noise)
     return out
 
-# %% ../../nbs/14_mock.cube.ipynb #87fb9dbc
+# %% ../../nbs/14_mock.cube.ipynb #88ba15ca
 def _wcs(size, theta=None, field=None):
     "Coordinates of a field at 8 h, +20°; of an image of it by `theta`"
     field,w = field or size, WCS(naxis=2)
@@ -339,7 +347,7 @@ def _wcs(size, theta=None, field=None):
     w.wcs.cd = np.diag([-PIXEL/3600, PIXEL/3600])@np.linalg.inv(linear)
     return w
 
-# %% ../../nbs/14_mock.cube.ipynb #3c9421f6
+# %% ../../nbs/14_mock.cube.ipynb #2e800a84
 def records(mock:MockCubes, # of `mock_cube`
             i:int=0, # which field
             true:bool=False, # do the images have their true coordinates?
