@@ -370,6 +370,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'stellar_nb.data.cube._mat_get': ('data.cube.html#_mat_get', 'stellar_nb/data/cube.py'),
                                       'stellar_nb.data.cube._mat_shapes': ('data.cube.html#_mat_shapes', 'stellar_nb/data/cube.py'),
                                       'stellar_nb.data.cube._matrix': ('data.cube.html#_matrix', 'stellar_nb/data/cube.py'),
+                                      'stellar_nb.data.cube._new_pixels': ('data.cube.html#_new_pixels', 'stellar_nb/data/cube.py'),
                                       'stellar_nb.data.cube._npy_array': ('data.cube.html#_npy_array', 'stellar_nb/data/cube.py'),
                                       'stellar_nb.data.cube._npy_shapes': ('data.cube.html#_npy_shapes', 'stellar_nb/data/cube.py'),
                                       'stellar_nb.data.cube._npz_get': ('data.cube.html#_npz_get', 'stellar_nb/data/cube.py'),
