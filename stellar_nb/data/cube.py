@@ -77,7 +77,7 @@ def _check_size(name, shape, part=None):
     if n > MAX_VALUES: raise BadInput(name, f'{n:,} values, more than {MAX_VALUES:,}; read a part of it with part=(slice, slice, slice)')
     if n == 0: raise BadInput(name, 'the array is empty')
 
-# %% ../../nbs/23_data.cube.ipynb #a10c119b
+# %% ../../nbs/23_data.cube.ipynb #17ff3891
 def _cut(name, x, axis, part):
     "(band, y, x) of an array with its spectral axis anywhere, cut but not yet copied"
     if x.ndim != 3: raise BadInput(name, f'{x.ndim} axes, and a cube has 3')
@@ -86,7 +86,7 @@ def _cut(name, x, axis, part):
     _check_size(name, x.shape, part)
     return x if part is None else x[tuple(part)]
 
-# %% ../../nbs/23_data.cube.ipynb #8f8b7422
+# %% ../../nbs/23_data.cube.ipynb #d8ae687b
 _UNITS = dict(nanometers='nm', micrometers='um', microns='um', micron='um', angstroms='Angstrom', millimeters='mm', centimeters='cm', meters='m', wavenumber='1/cm', ghz='GHz', mhz='MHz')
 
 def to_angstrom(name:str, # of the file, for messages
@@ -102,19 +102,19 @@ def to_angstrom(name:str, # of the file, for messages
     elif wave.min() < MIN_WAVE or wave.max() > MAX_WAVE: raise BadInput(name, f"wavelengths {wave.min():.6g} to {wave.max():.6g} are not in Å; name their unit, such as wave_unit='nm'")
     return air_to_vacuum(wave) if air else wave
 
-# %% ../../nbs/23_data.cube.ipynb #36ca4361
+# %% ../../nbs/23_data.cube.ipynb #2bcd39a6
 def _convert(name, wave, unit):
     try: return (wave*u.Unit(_UNITS.get(str(unit).strip().lower(), str(unit).strip()))).to_value(u.AA, u.spectral())
     except (ValueError, u.UnitConversionError): raise BadInput(name, f'{unit} is not a unit of wavelength') from None
 
-# %% ../../nbs/23_data.cube.ipynb #b5ae837a
+# %% ../../nbs/23_data.cube.ipynb #961b4008
 def _weights(x, good, how):
     "Inverse variance from a variance, an error or itself; what makes no sense is not good"
     with np.errstate(all='ignore'): v = dict(ivar=lambda: x, var=lambda: 1/x, error=lambda: x**-2.)[how]().astype('f4')
     ok = np.isfinite(v) & (v > 0)
     return np.where(ok, v, 0), good & ok
 
-# %% ../../nbs/23_data.cube.ipynb #75c34e36
+# %% ../../nbs/23_data.cube.ipynb #e58343d0
 def _flagged(name, good, bad, shape):
     "Where a file says good or bad; one plane for all bands is allowed"
     ok = np.ones(shape, bool)
@@ -124,7 +124,7 @@ def _flagged(name, good, bad, shape):
         ok &= (np.nan_to_num(np.asarray(o, 'f4'), nan=0. if means else 1.) != 0) == means
     return ok
 
-# %% ../../nbs/23_data.cube.ipynb #44c8c0ee
+# %% ../../nbs/23_data.cube.ipynb #fdc5722d
 def cube_from_array(data:np.ndarray, # three axes, real numbers; NaN and infinity are bad
                     wave:np.ndarray|None=None, # (band,) in `wave_unit`
                     axis:int|None=None, # which axis is spectral; None = by the rule above
@@ -148,7 +148,7 @@ def cube_from_array(data:np.ndarray, # three axes, real numbers; NaN and infinit
     wave = _band_waves(name, wave, n, wave_unit, air, part)
     return _ordered(name, x, ok, ivar, wave, dict(dict(axis=f'{axis} ({rule})'), **record.pop('meta', {})), record)
 
-# %% ../../nbs/23_data.cube.ipynb #01790ae5
+# %% ../../nbs/23_data.cube.ipynb #1df9a490
 def _like(name, x, like):
     if x.shape != like.shape: raise BadInput(name, f'the errors have the shape {x.shape}, the cube {like.shape}')
     return np.asarray(x, 'f4')
@@ -159,7 +159,7 @@ def _band_waves(name, wave, bands, unit, air, part):
     wave = to_angstrom(name, wave, unit, air)
     return wave if part is None else wave[part[0]]
 
-# %% ../../nbs/23_data.cube.ipynb #017e9c01
+# %% ../../nbs/23_data.cube.ipynb #7bdb3d62
 def _ordered(name, x, ok, ivar, wave, meta, record):
     "The record, sorted by wavelength"
     if not ok.any(): raise BadInput(name, 'no value in it is finite and good')
@@ -169,12 +169,12 @@ def _ordered(name, x, ok, ivar, wave, meta, record):
         x,ok,ivar,wave,meta = x[order], ok[order], None if ivar is None else ivar[order], wave[order], dict(meta, sorted=True)
     return Cube(x, ok, wave, None if ivar is None else np.where(ok, ivar, 0), name=name, meta=meta, **record)
 
-# %% ../../nbs/23_data.cube.ipynb #b43b09be
+# %% ../../nbs/23_data.cube.ipynb #049627e4
 _ERRORS = dict(VAR='var', VARIANCE='var', STAT='var', ERR='error', ERROR='error', SIGMA='error', NOISE='error', UNCERT='error', IVAR='ivar')
 _FLAGS,_WAVES = ('MASK', 'DQ', 'FLAGS', 'QUALITY', 'BAD'), ('WAVE', 'WAVELENGTH', 'LAMBDA')
 _SPECTRAL = ('WAVE', 'AWAV', 'FREQ', 'WAVN', 'ENER', 'VRAD', 'VOPT', 'ZOPT', 'VELO', 'BETA', 'LINEAR', 'LAMBDA', 'LOG')
 
-# %% ../../nbs/23_data.cube.ipynb #a8e002d6
+# %% ../../nbs/23_data.cube.ipynb #f63fd5c7
 @contextmanager
 def _opened(path):
     "A FITS file without the warnings of its headers, which are many in old files"
@@ -186,7 +186,7 @@ def _opened(path):
             if e.errno == 22: raise BadInput(path.name, 'a header claims more data than a file can hold') from None # astropy looks for what follows them
             raise
 
-# %% ../../nbs/23_data.cube.ipynb #8f9b818c
+# %% ../../nbs/23_data.cube.ipynb #3321d66f
 def _shape(hdu):
     "Shape of an image from its header, and its FITS axes; those of length 1 beyond the third dropped"
     h = hdu.header
@@ -195,7 +195,7 @@ def _shape(hdu):
     kept = axes if len(axes) <= 3 else long if len(long) >= 3 else axes[:3]
     return tuple(n for _,n in kept[::-1]), [i for i,_ in kept]
 
-# %% ../../nbs/23_data.cube.ipynb #3e524263
+# %% ../../nbs/23_data.cube.ipynb #aadc84d0
 def _images(hdus): return (h for h in hdus if h.is_image and int(h.header.get('NAXIS', 0)))
 
 def _pick_hdu(name, hdus, key, axes):
@@ -208,7 +208,7 @@ def _pick_hdu(name, hdus, key, axes):
     found = sorted({len(_shape(h)[0]) for h in _images(hdus)})
     raise BadInput(name, f"no image with {' or '.join(map(str, axes))} axes" + (f", only with {', '.join(map(str, found))}" if found else ''))
 
-# %% ../../nbs/23_data.cube.ipynb #1e22f233
+# %% ../../nbs/23_data.cube.ipynb #e5c91126
 def _check_length(name, hdu, path):
     "BadInput where the file is shorter than its header says"
     info = hdu.fileinfo()
@@ -218,7 +218,7 @@ def _check_length(name, hdu, path):
 def _zipped(path):
     with path.open('rb') as f: return f.read(2) == b'\x1f\x8b'
 
-# %% ../../nbs/23_data.cube.ipynb #bab766d1
+# %% ../../nbs/23_data.cube.ipynb #7723cd93
 def _load(name, hdu, path, axis, part):
     "(band, y, x) values of an extension, only the part that is wanted"
     shape = _shape(hdu)[0]
@@ -231,7 +231,7 @@ def _load(name, hdu, path, axis, part):
     it = iter(cut)
     return np.moveaxis(np.asarray(hdu.section[tuple(o if o is not None else next(it) for o in whole)]), axis, 0)
 
-# %% ../../nbs/23_data.cube.ipynb #ed24e0e3
+# %% ../../nbs/23_data.cube.ipynb #b1d17c7e
 def _header_wave(name, header, i, n, hdus, unit):
     "Å in vacuum along FITS axis `i`, or None"
     kind,cunit = str(header.get(f'CTYPE{i}', '')).strip().upper(), str(header.get(f'CUNIT{i}', '')).strip() or unit
@@ -244,7 +244,7 @@ def _header_wave(name, header, i, n, hdus, unit):
         return to_angstrom(name, 10**w if log else w, unit if log else cunit)
     return _wcs_wave(name, header, i, n, hdus, cunit)
 
-# %% ../../nbs/23_data.cube.ipynb #83e9a6b2
+# %% ../../nbs/23_data.cube.ipynb #fbb778d1
 def _wcs_wave(name, header, i, n, hdus, unit):
     "The same by wcslib"
     h = header.copy()
@@ -261,7 +261,7 @@ def _wcs_wave(name, header, i, n, hdus, unit):
 
 def _first(e): return (str(e).strip().splitlines() or [type(e).__name__])[-1].rstrip('.')[:120]
 
-# %% ../../nbs/23_data.cube.ipynb #993bbfce
+# %% ../../nbs/23_data.cube.ipynb #a4352126
 def _new_pixels(wcs, step, start):
     "Coordinates where pixel p of the new grid is pixel step·p + start of the old one, both (x, y); None where distortions forbid it"
     if wcs is None or wcs.sip is not None or wcs.cpdis1 is not None or wcs.cpdis2 is not None: return None
@@ -271,7 +271,7 @@ def _new_pixels(wcs, step, start):
     else: w.wcs.pc = w.wcs.get_pc()*step
     return w
 
-# %% ../../nbs/23_data.cube.ipynb #9275c49a
+# %% ../../nbs/23_data.cube.ipynb #d5f75035
 def _header_wcs(header, axes, hdus, part=None):
     "Celestial coordinates of the two axes (x, y), or None"
     try: w = WCS(header, fobj=hdus).sub(list(axes))
@@ -281,7 +281,7 @@ def _header_wcs(header, axes, hdus, part=None):
     start,_,step = zip(*(s.indices(int(header[f'NAXIS{i}'])) for s,i in zip(part[:0:-1], axes)))
     return w[tuple(slice(o, None) for o in start[::-1])] if step == (1, 1) else _new_pixels(w, step, start)
 
-# %% ../../nbs/23_data.cube.ipynb #ec6ebe58
+# %% ../../nbs/23_data.cube.ipynb #4d9eaa21
 def _same_shape(hdus, hdu, names):
     for h in _images(hdus):
         if h is not hdu and h.name.upper() in names and _shape(h)[0] == _shape(hdu)[0]: return h
@@ -292,7 +292,7 @@ def _wave_table(hdus, n):
         if h.name.upper() in _WAVES and _shape(h)[0] == (n,): return np.asarray(h.data, 'f8'), str(h.header.get('BUNIT', '')) or None
     return None, None
 
-# %% ../../nbs/23_data.cube.ipynb #bc817583
+# %% ../../nbs/23_data.cube.ipynb #0a4132bf
 def _fits_cube(path, axis, wave, unit, key, part):
     name = path.name
     with _opened(path) as hdus:
@@ -304,7 +304,7 @@ def _fits_cube(path, axis, wave, unit, key, part):
         k = 2-axes.index(at)
         return _fits_parts(path, hdus, hdu, axes, at, k, rule, wave, unit, part)
 
-# %% ../../nbs/23_data.cube.ipynb #12dcff91
+# %% ../../nbs/23_data.cube.ipynb #9aa777cf
 def _fits_parts(path, hdus, hdu, axes, at, k, rule, wave, unit, part):
     "Values, errors, masks, wavelengths and coordinates of the chosen extension"
     name,n = path.name, _shape(hdu)[0][k]
@@ -321,7 +321,7 @@ def _fits_wave(name, hdus, header, at, n, unit):
     if wave is not None: return wave, own or unit
     return _header_wave(name, header, at, n, hdus, unit), 'Angstrom'
 
-# %% ../../nbs/23_data.cube.ipynb #002a5539
+# %% ../../nbs/23_data.cube.ipynb #a3379ab1
 _ENVI_TYPES = {1: 'u1', 2: 'i2', 3: 'i4', 4: 'f4', 5: 'f8', 12: 'u2', 13: 'u4', 14: 'i8', 15: 'u8'}
 _ENVI_AXES = dict(bsq='byx', bil='ybx', bip='yxb')
 
@@ -333,7 +333,7 @@ def envi_header(path:str|Path, # the `.hdr`
     found = re.findall(r'^[ \t]*([^=\n;{}]+?)[ \t]*=[ \t]*(\{[^}]*\}|[^\n]*)', text, re.M)
     return {k.lower(): v.strip().strip('{}').strip() for k,v in found}
 
-# %% ../../nbs/23_data.cube.ipynb #2fe42152
+# %% ../../nbs/23_data.cube.ipynb #80e3a98c
 def _number(name, head, key, default=None):
     try: return int(head[key]) if key in head or default is None else default
     except KeyError: raise BadInput(name, f'the header has no {key}') from None
@@ -344,7 +344,7 @@ def _numbers(name, head, key):
     try: return np.array([float(o) for o in re.split(r'[,\s]+', head[key].strip(' ,'))])
     except ValueError: raise BadInput(name, f'{key} is not a list of numbers') from None
 
-# %% ../../nbs/23_data.cube.ipynb #a5abab1c
+# %% ../../nbs/23_data.cube.ipynb #2272d500
 def _envi_pair(path):
     "Header and raw file of an ENVI cube from either"
     ends = ('', '.img', '.dat', '.raw', '.bsq', '.bil', '.bip', '.bin', '.cube')
@@ -354,7 +354,7 @@ def _envi_pair(path):
     raw = [path.with_name(path.stem+e) for end in ends for e in dict.fromkeys((end, end.upper()))]
     return path, next((o for o in raw if o.is_file()), None)
 
-# %% ../../nbs/23_data.cube.ipynb #f24323ec
+# %% ../../nbs/23_data.cube.ipynb #8f06c00e
 def _envi_map(hdr, raw):
     "The raw file as an array, its axes as letters, and the header"
     name,head = hdr.name, envi_header(hdr)
@@ -368,7 +368,7 @@ def _envi_map(hdr, raw):
     if raw.stat().st_size != skip+want*dtype.itemsize: raise BadInput(raw.name, f'{raw.stat().st_size:,} bytes, and its header asks for {skip+want*dtype.itemsize:,}')
     return np.memmap(raw, dtype, 'r', skip, tuple(n[a] for a in axes)), axes, head
 
-# %% ../../nbs/23_data.cube.ipynb #3eb744fb
+# %% ../../nbs/23_data.cube.ipynb #d1b70a8e
 def _envi_cube(path, axis, wave, unit, key, part):
     hdr,raw = _envi_pair(path)
     x,axes,head = _envi_map(hdr, raw)
@@ -382,14 +382,14 @@ def _envi_cube(path, axis, wave, unit, key, part):
     wave = wave if wave is None or part is None or len(wave) != len(x) else wave[part[0]]
     return cube_from_array(piece, wave, 0, unit, bad=bad, name=path.name, unit=head.get('data units', ''), meta=dict(format='envi', axis=f"{head.get('interleave', 'bsq')} (header)"))
 
-# %% ../../nbs/23_data.cube.ipynb #953fd6fd
+# %% ../../nbs/23_data.cube.ipynb #adb40e46
 def _envi_wave(name, head, unit):
     "Wavelengths and their unit; none where the header calls them an index or unknown"
     wave,own = _numbers(name, head, 'wavelength'), head.get('wavelength units', '').strip()
     if unit is None and own.lower() in ('index', 'unknown'): return None, None
     return wave, unit or own or None
 
-# %% ../../nbs/23_data.cube.ipynb #d53be7a3
+# %% ../../nbs/23_data.cube.ipynb #15d6b3f6
 def _npz_shapes(path):
     out = {}
     with zipfile.ZipFile(path) as z:
@@ -401,7 +401,7 @@ def _npz_shapes(path):
             if dtype.kind in 'fiub' and math.prod(shape)*dtype.itemsize <= o.file_size: out[o.filename[:-4]] = shape
     return out
 
-# %% ../../nbs/23_data.cube.ipynb #a0f1e39b
+# %% ../../nbs/23_data.cube.ipynb #156893b8
 def _npz_get(path, key):
     with np.load(path, allow_pickle=False) as z: return z[key]
 
@@ -411,7 +411,7 @@ def _npy_shapes(path):
     x = _npy_array(path)
     return {'array': x.shape} if x.dtype.kind in 'fiub' else {}
 
-# %% ../../nbs/23_data.cube.ipynb #65a93711
+# %% ../../nbs/23_data.cube.ipynb #df494030
 _NUMERIC = ('double', 'single', 'int8', 'uint8', 'int16', 'uint16', 'int32', 'uint32', 'int64', 'uint64', 'logical')
 
 def _mat_shapes(path): return {k: s for k,s,kind in scipy.io.whosmat(path) if kind in _NUMERIC}
@@ -423,7 +423,7 @@ def _h5_shapes(path):
 def _h5_get(path, key):
     with h5py.File(path) as f: return f[key][()].T
 
-# %% ../../nbs/23_data.cube.ipynb #cc18a9e5
+# %% ../../nbs/23_data.cube.ipynb #c5bbcae4
 _ARRAYS = dict(npy=(_npy_shapes, lambda path,key: _npy_array(path)), npz=(_npz_shapes, _npz_get), mat=(_mat_shapes, _mat_get), mat73=(_h5_shapes, _h5_get))
 
 def _pick_array(name, shapes, key, axes):
@@ -434,7 +434,7 @@ def _pick_array(name, shapes, key, axes):
     if len(found) > 1: raise BadInput(name, f"several arrays could be meant: {', '.join(found[:6])}; name one with key=")
     return found[0]
 
-# %% ../../nbs/23_data.cube.ipynb #f5d9113c
+# %% ../../nbs/23_data.cube.ipynb #76807f6d
 _SIDE = dict(good='good', mask='bad', bad='bad', ivar='ivar', var='var', variance='var', error='error', sigma='error')
 _WAVE_NAMES = dict(wave=None, wavelength=None, wavelengths=None, wl=None, lam=None, wave_nm='nm', wave_um='um', wavelength_nm='nm', wavelength_um='um')
 
@@ -445,7 +445,7 @@ def _side_arrays(shapes, get, shape):
     errors = next(((k, found[k]) for k in ('ivar', 'var', 'error') if k in found), None)
     return dict(good=found.get('good'), bad=found.get('bad'), errors=errors), *(waves[0] if waves else (None, None))
 
-# %% ../../nbs/23_data.cube.ipynb #1c82b5ce
+# %% ../../nbs/23_data.cube.ipynb #d31029cc
 def _array_cube(path, kind, axis, wave, unit, key, part):
     shapes,get = _ARRAYS[kind][0](path), lambda k: _ARRAYS[kind][1](path, k)
     key = _pick_array(path.name, shapes, key, (3,))
@@ -454,7 +454,7 @@ def _array_cube(path, kind, axis, wave, unit, key, part):
     wave,unit = (own, unit or own_unit) if wave is None else (wave, unit)
     return cube_from_array(get(key), wave, axis, unit, part=part, name=path.name, meta=dict(format=kind, key=key), **side)
 
-# %% ../../nbs/23_data.cube.ipynb #dc6b2c44
+# %% ../../nbs/23_data.cube.ipynb #759e78a1
 _MAGIC = {b'SIMPLE  =': 'fits', b'\x93NUMPY': 'npy', b'PK\x03\x04': 'npz', b'MATLAB 5': 'mat', b'\x89HDF\r\n\x1a\n': 'mat73', b'ENVI': 'envi',
           b'\x89PNG': 'picture', b'II*\0': 'picture', b'MM\0*': 'picture', b'\xff\xd8\xff': 'picture'}
 
@@ -468,7 +468,7 @@ def file_format(path:str|Path, # any file
     if head.startswith(b'MATLAB 7') or head[512:].startswith(b'\x89HDF'): return 'mat73'
     return 'envi' if path.suffix.lower() == '.hdr' or _envi_pair(path)[0] else ''
 
-# %% ../../nbs/23_data.cube.ipynb #66cdec53
+# %% ../../nbs/23_data.cube.ipynb #72b3ea15
 def _reading(path, read):
     "Whatever a library raises over a broken file becomes BadInput"
     path = Path(path)
@@ -478,7 +478,7 @@ def _reading(path, read):
     except BadInput: raise
     except Exception as e: raise BadInput(path.name, f'it cannot be read ({_first(e)})') from None
 
-# %% ../../nbs/23_data.cube.ipynb #16f34abd
+# %% ../../nbs/23_data.cube.ipynb #710083c9
 def read_cube(path:str|Path, # FITS, ENVI (header or raw file), .npy, .npz or .mat
               axis:int|None=None, # which axis of the array is spectral; None = by header or rule
               wave:np.ndarray|None=None, # (band,) wavelengths instead of the file's
@@ -494,7 +494,7 @@ def _read_cube(path, kind, *args):
     if kind in _ARRAYS: return _array_cube(path, kind, *args)
     raise BadInput(path.name, 'a picture, not a cube' if kind else 'not a FITS, ENVI, NumPy or MATLAB file')
 
-# %% ../../nbs/23_data.cube.ipynb #7b2b152a
+# %% ../../nbs/23_data.cube.ipynb #39621434
 def image_from_array(data:np.ndarray, # two or three axes, real numbers
                      axis:int|None=None, # which axis holds the channels; None = the shortest
                      good:np.ndarray|None=None, # like `data`: nonzero = good
@@ -510,7 +510,7 @@ def image_from_array(data:np.ndarray, # two or three axes, real numbers
     if not ok.any(): raise BadInput(file, 'no value in it is finite and good')
     return AuxImage(np.where(ok, x, 0), ok, **record)
 
-# %% ../../nbs/23_data.cube.ipynb #8b3aaf61
+# %% ../../nbs/23_data.cube.ipynb #88cf54ce
 def _picture(path):
     "Values (y, x[, channel]) of a picture, and where it is not transparent"
     with Image.open(path) as im:
@@ -520,7 +520,7 @@ def _picture(path):
     if x.ndim == 2 or x.shape[2] not in (2, 4): return x, None
     return x[..., :-1], np.broadcast_to(x[..., -1:] > 0, x[..., :-1].shape)
 
-# %% ../../nbs/23_data.cube.ipynb #9266485d
+# %% ../../nbs/23_data.cube.ipynb #c38f01af
 def _read_image(path, kind, axis, key, name):
     record = dict(file=path.name, name=path.stem if name is None else name, meta=dict(format=kind, file=path.name))
     if kind == 'picture':
@@ -533,7 +533,7 @@ def _read_image(path, kind, axis, key, name):
     _check_size(path.name, shapes[key])
     return image_from_array(_ARRAYS[kind][1](path, key), axis, **record)
 
-# %% ../../nbs/23_data.cube.ipynb #2323d9a1
+# %% ../../nbs/23_data.cube.ipynb #bf9fc695
 def _fits_image(path, axis, key, record):
     with _opened(path) as hdus:
         hdu = _pick_hdu(path.name, hdus, key, (2, 3))
@@ -544,7 +544,7 @@ def _fits_image(path, axis, key, record):
         channel = axes[len(shape)-1-k] if len(shape) == 3 else None
         return image_from_array(x, 0 if x.ndim == 3 else None, wcs=_header_wcs(hdu.header, [i for i in axes if i != channel], hdus), **record)
 
-# %% ../../nbs/23_data.cube.ipynb #9386965e
+# %% ../../nbs/23_data.cube.ipynb #8d885432
 def read_image(path:str|Path, # FITS, .npy, .npz, .mat, PNG, TIFF or JPEG
                axis:int|None=None, # which axis holds the channels; None = the shortest
                key:str|int|None=None, # extension of a FITS file, array of a .npz or .mat file
@@ -553,7 +553,7 @@ def read_image(path:str|Path, # FITS, .npy, .npz, .mat, PNG, TIFF or JPEG
     "An auxiliary image of any size from a file; BadInput where there is none in it"
     return _reading(path, lambda path,kind: _read_image(path, kind, axis, key, name))
 
-# %% ../../nbs/23_data.cube.ipynb #9fbc4946
+# %% ../../nbs/23_data.cube.ipynb #d5076cd7
 def overlap_matrix(n:int, # old pixels along an axis
                    size:int, # new pixels
                   ) -> Tensor: # (size, n) float64, rows sum to 1
@@ -569,7 +569,7 @@ def bilinear_matrix(n:int, # old pixels along an axis
     at = ((torch.arange(size, dtype=torch.float64)+.5)*n/size-.5).clamp(0, n-1)
     return (1-(at[:, None]-torch.arange(n)).abs()).clamp_min(0)
 
-# %% ../../nbs/23_data.cube.ipynb #b270c442
+# %% ../../nbs/23_data.cube.ipynb #2c4c5b3a
 def _axes(h, w, size, conserve): return [overlap_matrix(n, size) if conserve or n >= size else bilinear_matrix(n, size) for n in (h, w)]
 
 def _half(weight, least): return weight >= least-1e-5 # rounding must not decide
@@ -589,7 +589,7 @@ def resize(x:Tensor, # (batch, channel, y, x)
     ok = _half(weight, least)
     return torch.where(ok, value, 0), ok
 
-# %% ../../nbs/23_data.cube.ipynb #7d4d2da5
+# %% ../../nbs/23_data.cube.ipynb #6d426d36
 def oversampling(coords:Tensor, # (batch, y, x, 2) old pixel coordinates
                 ) -> int: # points along each axis
     "How many old pixels a new pixel spans, rounded up"
@@ -597,7 +597,7 @@ def oversampling(coords:Tensor, # (batch, y, x, 2) old pixel coordinates
     steps = torch.cat([s[s < 1e4].flatten() for s in steps]) # not those to points outside the projection
     return max(1, math.ceil(steps.median().item()-1e-3)) if len(steps) else 1
 
-# %% ../../nbs/23_data.cube.ipynb #972ebee6
+# %% ../../nbs/23_data.cube.ipynb #2cb5a352
 def _points(coords, times):
     "Coordinates of `times`² points in each new pixel"
     dy,dx = (torch.gradient(coords, dim=k)[0] for k in (1, 2))
@@ -609,7 +609,7 @@ def _area(coords):
     dy,dx = (torch.gradient(coords, dim=k)[0] for k in (1, 2))
     return (dy[..., 0]*dx[..., 1]-dy[..., 1]*dx[..., 0]).abs()[:, None]
 
-# %% ../../nbs/23_data.cube.ipynb #69a5e543
+# %% ../../nbs/23_data.cube.ipynb #131986e9
 def sample(x:Tensor, # (batch, channel, y, x)
            good:Tensor, # the same shape, or (batch, 1, y, x): True = good
            coords:Tensor, # (batch or 1, y', x', 2) pixel coordinates (x, y) in the old image of the centres of the new pixels, from 0
@@ -629,7 +629,7 @@ def sample(x:Tensor, # (batch, channel, y, x)
     ok = _half(weight, least)
     return torch.where(ok, value, 0), ok
 
-# %% ../../nbs/23_data.cube.ipynb #7858360f
+# %% ../../nbs/23_data.cube.ipynb #f20b77c7
 def plain_coords(shape:tuple[int,int], # (y, x) of the old image
                  size:int, # of the new grid over the same field
                  shift:tuple[float,float]=(0., 0.), # (y, x), old pixels: how far the content lies from its place
@@ -638,7 +638,7 @@ def plain_coords(shape:tuple[int,int], # (y, x) of the old image
     y,x = ((torch.arange(size, dtype=torch.float64)+.5)*n/size-.5+s for n,s in zip(shape, shift))
     return torch.stack([x.expand(size, size), y[:, None].expand(size, size)], -1)[None]
 
-# %% ../../nbs/23_data.cube.ipynb #1aae2ade
+# %% ../../nbs/23_data.cube.ipynb #bdb50d74
 def affine_coords(theta:Tensor, # (batch, 2, 3) places in the old image from those in the field, both from -1 to 1, as (x, y)
                   shape:tuple[int,int], # (y, x) of the old image
                   size:int, # of the new grid over the field
@@ -647,7 +647,7 @@ def affine_coords(theta:Tensor, # (batch, 2, 3) places in the old image from tho
     grid = F.affine_grid(theta, (len(theta), 1, size, size), align_corners=False)
     return ((grid+1)*torch.tensor(shape[::-1]).to(grid)-1)/2
 
-# %% ../../nbs/23_data.cube.ipynb #c481e178
+# %% ../../nbs/23_data.cube.ipynb #754a34b1
 def wcs_coords(target:WCS, # of the cube
                shape:tuple[int,int], # (y, x) of the cube
                source:WCS, # of the image
@@ -660,7 +660,7 @@ def wcs_coords(target:WCS, # of the cube
         xy = np.stack(pixel_to_pixel(target, source, at[..., 0], at[..., 1]), -1)
     return torch.tensor(np.where(np.isfinite(xy), xy, -1e6))[None]
 
-# %% ../../nbs/23_data.cube.ipynb #e85fc1ae
+# %% ../../nbs/23_data.cube.ipynb #d565ec41
 def scaled_wcs(wcs:WCS|None, # of the old pixels
                shape:tuple[int,int], # (y, x), old
                size:int, # new
@@ -669,13 +669,13 @@ def scaled_wcs(wcs:WCS|None, # of the old pixels
     factor = np.array(shape[::-1])/size
     return _new_pixels(wcs, factor, (factor-1)/2)
 
-# %% ../../nbs/23_data.cube.ipynb #9d2488a4
+# %% ../../nbs/23_data.cube.ipynb #27537b0b
 class Registered(NamedTuple):
     "A cube and its images on one grid"
     cube:Cube # data (band, size, size)
     images:dict[str,AuxImage] # by name, data (channel, size, size); `meta['registered']` is 'sky', 'shift' or 'resize'
 
-# %% ../../nbs/23_data.cube.ipynb #2b489c8b
+# %% ../../nbs/23_data.cube.ipynb #bd340a73
 def _batch(x): return torch.from_numpy(np.ascontiguousarray(x))[None]
 
 def _register_cube(cube, size, conserve, least):
@@ -690,7 +690,7 @@ def _register_ivar(cube, ok, size, conserve):
     weight,noise = a@cube.good.astype('f4')@b.T, a**2@var@(b**2).T
     return np.where(ok, weight**2/np.where(ok, noise, 1)/((h*w/size**2)**2 if conserve else 1), 0).astype('f4')
 
-# %% ../../nbs/23_data.cube.ipynb #9ec67812
+# %% ../../nbs/23_data.cube.ipynb #18db3676
 def _register_image(cube, image, size, shift, conserve, least):
     x,good,shape = _batch(image.data), _batch(image.good), image.data.shape[1:]
     how = 'shift' if shift is not None else 'sky' if cube.wcs is not None and image.wcs is not None else 'resize'
@@ -700,7 +700,7 @@ def _register_image(cube, image, size, shift, conserve, least):
         x,good = sample(x, good, coords, None, conserve, least)
     return replace(image, data=x[0].numpy(), good=good[0].numpy(), wcs=scaled_wcs(cube.wcs, cube.data.shape[1:], size), meta=dict(image.meta, registered=how))
 
-# %% ../../nbs/23_data.cube.ipynb #c1dd0511
+# %% ../../nbs/23_data.cube.ipynb #79448adf
 def register(cube:Cube, # the reference
              images:list[AuxImage]|None=None, # with names, any size
              size:int=224, # `analysis_dim` of document 001
@@ -715,7 +715,7 @@ def register(cube:Cube, # the reference
     if not 1 <= size <= 8192: raise ValueError(f'a grid of {size} pixels is not between 1 and 8192')
     return Registered(_register_cube(cube, size, conserve, least), {o.name: _register_image(cube, o, size, shifts.get(o.name), conserve, least) for o in images})
 
-# %% ../../nbs/23_data.cube.ipynb #825f3f17
+# %% ../../nbs/23_data.cube.ipynb #329de601
 def select_bands(cube:Cube, # any
                  low:float|None=None, # Å, vacuum
                  high:float|None=None, # Å, vacuum
@@ -730,7 +730,7 @@ def select_bands(cube:Cube, # any
     pick = lambda o: None if o is None else o[index]
     return replace(cube, data=cube.data[index], good=cube.good[index], wave=pick(cube.wave), ivar=pick(cube.ivar))
 
-# %% ../../nbs/23_data.cube.ipynb #139c39cb
+# %% ../../nbs/23_data.cube.ipynb #98b887ab
 def group_bands(cube:Cube, # any
                 n:int=12, # number of groups
                 least:float=.5, # part of the bands of a group that must be good
@@ -744,13 +744,13 @@ def group_bands(cube:Cube, # any
     wave = None if cube.wave is None else np.array([cube.wave[g].mean() for g in groups])
     return replace(cube, data=np.where(ok, data, 0).astype('f4'), good=ok, wave=wave, ivar=_group_ivar(cube, groups, count, ok), meta=dict(cube.meta, groups=[len(g) for g in groups]))
 
-# %% ../../nbs/23_data.cube.ipynb #11d68d98
+# %% ../../nbs/23_data.cube.ipynb #fb02dbad
 def _group_ivar(cube, groups, count, ok):
     if cube.ivar is None: return None
     var = np.stack([np.where(cube.good[g], 1/np.where(cube.good[g], cube.ivar[g], 1), 0).sum(0) for g in groups])
     return np.where(ok, count**2/np.where(ok, var, 1), 0).astype('f4')
 
-# %% ../../nbs/23_data.cube.ipynb #93095374
+# %% ../../nbs/23_data.cube.ipynb #cc3a9e6f
 class BandStats(NamedTuple):
     "Robust centre and scale of each band"
     centre:Tensor # (band,) median
@@ -765,7 +765,7 @@ def band_stats(data:Tensor, # (batch, band, y, x)
     scale = 1.4826*(x-centre[:, None]).abs().nanmedian(1).values
     return BandStats(centre.nan_to_num(), torch.where(scale > 0, scale, 1.))
 
-# %% ../../nbs/23_data.cube.ipynb #b2d815e7
+# %% ../../nbs/23_data.cube.ipynb #fb8bc7ab
 def normalise(data:Tensor, # (batch, band, y, x)
               good:Tensor, # the same shape, or (batch, 1, y, x)
               stats:BandStats, # of the training set
@@ -775,7 +775,7 @@ def normalise(data:Tensor, # (batch, band, y, x)
     x = (data-stats.centre.to(data)[:, None, None])/stats.scale.to(data)[:, None, None]
     return torch.where(good, x.asinh() if soft else x, 0)
 
-# %% ../../nbs/23_data.cube.ipynb #aee6b4a6
+# %% ../../nbs/23_data.cube.ipynb #19782346
 def read_indian_pines(folder:str|Path, # with `Indian_pines_corrected.npy` and `Indian_pines_gt.npy`
                      ) -> tuple[Cube,np.ndarray]: # cube (200, 145, 145); labels (145, 145), 1 to 16, 0 = none
     "AVIRIS over farmland; BadInput where a file is missing or of another shape"
@@ -784,7 +784,7 @@ def read_indian_pines(folder:str|Path, # with `Indian_pines_corrected.npy` and `
     if labels.shape != cube.data.shape[1:]: raise BadInput('Indian_pines_gt.npy', f'{labels.shape} labels for {cube.data.shape[1:]} pixels')
     return cube, labels
 
-# %% ../../nbs/23_data.cube.ipynb #afa8ffb7
+# %% ../../nbs/23_data.cube.ipynb #f42eda7e
 class Houston(NamedTuple):
     "Labelled pixels of Houston 2013"
     hsi:np.ndarray # (pixel, 144) float32 reflectance, scaled
@@ -792,7 +792,7 @@ class Houston(NamedTuple):
     patches:np.ndarray # (pixel, 21, 7, 7) the same around the pixel
     labels:np.ndarray # (pixel,) 1 to 15
 
-# %% ../../nbs/23_data.cube.ipynb #b4df5516
+# %% ../../nbs/23_data.cube.ipynb #a88c3e2f
 def read_houston(folder:str|Path, # with the four `houston2013_*.mat`
                 ) -> Houston:
     "CASI and LiDAR over a town; BadInput where a file is missing or of another shape"

@@ -46,7 +46,7 @@ def _planck(teff, centre, width):
     "The same of a black body"
     return 2*np.pi*2.99792458e34/centre**4/torch.expm1(1.438777e8/centre/teff)*width
 
-# %% ../../nbs/14_mock.cube.ipynb #6fddd2e2
+# %% ../../nbs/14_mock.cube.ipynb #03854261
 @torch.no_grad()
 def star_light(labels:Tensor, # (star, 4) teff, logg, feh, alpha
                radius:Tensor, # (star,) R☉
@@ -58,7 +58,7 @@ def star_light(labels:Tensor, # (star, 4) teff, logg, feh, alpha
     infrared = [_planck(labels[:, 0], *o) for o in INFRARED.values()]
     return torch.stack(optical+infrared, 1)*(radius**2*1e4*_KPC)[:, None]
 
-# %% ../../nbs/14_mock.cube.ipynb #a2a34628
+# %% ../../nbs/14_mock.cube.ipynb #5acd48f0
 class Library(NamedTuple):
     "Stars to draw from, with their light"
     stars:pd.DataFrame # kic, teff K, logg, feh, radius R☉, kind
@@ -78,7 +78,7 @@ def library(part:str, # 'train', 'calibrate' or 'test'
     s = s[inside(s)].reset_index(drop=True)
     return Library(s[['kic', 'teff', 'logg', 'feh', 'radius', 'kind']], star_light(to_labels(s), torch.tensor(s.radius.to_numpy('f4')), band_edges(bands)))
 
-# %% ../../nbs/14_mock.cube.ipynb #9b2aa7eb
+# %% ../../nbs/14_mock.cube.ipynb #3a704092
 def _u(gen, *shape): return torch.rand(*shape, generator=gen)
 
 def _draw_fields(n, gen):
@@ -87,7 +87,7 @@ def _draw_fields(n, gen):
     return dict(feh=(-.1+.2*torch.randn(n, generator=gen)).clamp(-.6, .3), distance=.8*2.5**u[0], giants=3*u[1], radius=.12+.18*u[2], members=.5+.4*u[3],
                 number=u[4], av=.3*(2/.3)**u[5], behind=.4+.5*u[6], seeing=.9+.4*u[7], y=.2*u[8]-.1, x=.2*_u(gen, n)-.1)
 
-# %% ../../nbs/14_mock.cube.ipynb #4b3d22f1
+# %% ../../nbs/14_mock.cube.ipynb #62e951e2
 def _draw_stars(lib, f, slots, gen):
     "Numbers of rows (n, slot), True for members, and distances in kpc"
     n,feh = len(f['feh']), torch.tensor(lib.stars.feh.to_numpy('f4'))
@@ -97,7 +97,7 @@ def _draw_stars(lib, f, slots, gen):
     member = _u(gen, n, slots) < f['members'][:, None]
     return torch.where(member, own, other), member, torch.where(member, f['distance'][:, None], (4*_u(gen, n, slots)**(1/3)).clamp_min(.3))
 
-# %% ../../nbs/14_mock.cube.ipynb #4db1445f
+# %% ../../nbs/14_mock.cube.ipynb #38fb7935
 def _draw_places(f, member, size, gen):
     "(n, slot, 2) places (y, x) from the centre, pixels; the field is 6 pixels wider on each side"
     u = _u(gen, 4, *member.shape)
@@ -105,7 +105,7 @@ def _draw_places(f, member, size, gen):
     cluster = torch.stack([f['y'][:, None]*size+r*phi.sin(), f['x'][:, None]*size+r*phi.cos()], -1)
     return torch.where(member[..., None], cluster, (u[2:].movedim(0, -1)-.5)*(size+12))
 
-# %% ../../nbs/14_mock.cube.ipynb #ecb107ef
+# %% ../../nbs/14_mock.cube.ipynb #7e3e0d15
 def _dust(f, size, gen):
     "(n, m, m) A_V over 1.5 times the field, mag"
     n,m = len(f['av']), 2*math.ceil(.75*size)
@@ -118,7 +118,7 @@ def _read(maps, q):
     "(n, slot) values of (n, m, m) maps at normalised places (x, y)"
     return F.grid_sample(maps[:, None], q[:, None], align_corners=False, padding_mode='border')[:, 0, 0]
 
-# %% ../../nbs/14_mock.cube.ipynb #640a6dd6
+# %% ../../nbs/14_mock.cube.ipynb #520b5c0c
 @lru_cache
 def _law(bands):
     "(band + 6,) A(λ)/A_V at the middle of each filter"
@@ -126,13 +126,13 @@ def _law(bands):
     at = [*(e[1:]+e[:-1])/2, *(sum(o)/2 for o in NARROW.values()), *(c for c,_ in INFRARED.values())]
     return extinction(torch.tensor(at, dtype=torch.float64)).float()/3.1
 
-# %% ../../nbs/14_mock.cube.ipynb #0918e821
+# %% ../../nbs/14_mock.cube.ipynb #5b2c8228
 def moffat_alpha(fwhm:Tensor, # pixels
                 ) -> Tensor: # pixels
     "Scale of a Moffat profile with β = 2.5"
     return fwhm/(2*(2**.4-1)**.5)
 
-# %% ../../nbs/14_mock.cube.ipynb #d4b185b6
+# %% ../../nbs/14_mock.cube.ipynb #fb4fc172
 def _frequencies(m, fwhm):
     "Cycles a pixel (2h+1,) and (h+1,) that are needed, and how much finer the image must be"
     reach = max(1., 4/fwhm.min().item())
@@ -145,7 +145,7 @@ def _transfer(fy, fx, fwhm):
     ka = 2*math.pi*(fy[:, None]**2+fx**2).sqrt()*moffat_alpha(fwhm)[..., None, None]
     return (1+ka)*torch.exp(-ka)*torch.sinc(fy)[:, None]*torch.sinc(fx)
 
-# %% ../../nbs/14_mock.cube.ipynb #5d9dd32b
+# %% ../../nbs/14_mock.cube.ipynb #dde7ac2e
 def _image_of(f, m, fine):
     "Transform (…, 2h+1, h+1) to the image at the centres of m × m pixels"
     h,big = f.shape[-1]-1, fine*m
@@ -153,7 +153,7 @@ def _image_of(f, m, fine):
     whole[..., :h+1, :h+1],whole[..., -h:, :h+1] = f[..., h:, :], f[..., :h, :]
     return torch.fft.irfft2(whole, s=(big, big))[..., ::fine, ::fine]*fine**2
 
-# %% ../../nbs/14_mock.cube.ipynb #a6b1eaa5
+# %% ../../nbs/14_mock.cube.ipynb #8618b523
 def render(flux:Tensor, # (field, star, channel) counts of each star
            at:Tensor, # (field, star, 2) places (y, x) in pixels, 0 = centre of the first
            fwhm:Tensor, # (field, channel) or (channel,) of the Moffat profile, pixels
@@ -167,7 +167,7 @@ def render(flux:Tensor, # (field, star, channel) counts of each star
     f = (flux[..., None]*ey[:, :, None]).reshape(n, s, -1).transpose(1, 2)@ex
     return _image_of(f.reshape(n, c, len(fy), -1)*_transfer(fy, fx, fwhm), m, fine)[..., pad:pad+size, pad:pad+size]
 
-# %% ../../nbs/14_mock.cube.ipynb #daef7d30
+# %% ../../nbs/14_mock.cube.ipynb #ae56bccb
 def misplace(n:int, # fields
              generator:torch.Generator, # source of randomness
              shift:float, # part of the half-width of the field
@@ -181,7 +181,7 @@ def misplace(n:int, # fields
     turn = s[:, None, None]*torch.stack([torch.stack([a.cos(), -a.sin()], -1), torch.stack([a.sin(), a.cos()], -1)], 1)
     return torch.cat([turn, move[..., None]], -1)
 
-# %% ../../nbs/14_mock.cube.ipynb #238a8d73
+# %% ../../nbs/14_mock.cube.ipynb #164a9b6a
 def _places_in(theta, q, size):
     "Pixels (y, x) in an image of normalised places (x, y) in the field"
     p = q@theta[:, :, :2].transpose(1, 2)+theta[:, None, :, 2]
@@ -191,7 +191,7 @@ def _inverse(theta):
     a = torch.linalg.inv(theta[:, :, :2])
     return torch.cat([a, -a@theta[:, :, 2:]], -1)
 
-# %% ../../nbs/14_mock.cube.ipynb #4518b7be
+# %% ../../nbs/14_mock.cube.ipynb #4999b1f7
 _SKY = np.array([(4400, 1450, 22.6), (5500, 996, 21.6), (6500, 702, 20.9), (8000, 452, 19.7), (12350, 193, 16.5), (16620, 93, 14.4), (21590, 43.6, 13.)]) # Å, photons/s/cm²/Å at 0 mag, mag/arcsec²
 PIXEL = .5 # of the cube, arcsec
 EXPOSURE = dict(cube=20., ir=20., af=100.) # m² s
@@ -204,7 +204,7 @@ def _sky(bands):
     at,width = zip(*zip((e[1:]+e[:-1])/2, np.diff(e)), *((sum(o)/2, o[1]-o[0]) for o in NARROW.values()), *INFRARED.values())
     return torch.tensor(np.exp(np.interp(at, _SKY[:, 0], np.log(_SKY[:, 1]*10**(-.4*_SKY[:, 2]))))*1e4*np.array(width), dtype=torch.float32)
 
-# %% ../../nbs/14_mock.cube.ipynb #e2d25bb8
+# %% ../../nbs/14_mock.cube.ipynb #9996b88e
 def _noise(image, sky, gen, on):
     "Add noise; (image, its standard deviation)"
     sigma = (image.clamp_min(0)+sky+READ**2).sqrt()
@@ -216,7 +216,7 @@ def _bad(n, bands, size, gen):
     column = torch.where(_u(gen, n) < .25, (_u(gen, n)*size).long(), -1)
     return good & (torch.arange(size) != column[:, None])[:, None, None]
 
-# %% ../../nbs/14_mock.cube.ipynb #7249a2c5
+# %% ../../nbs/14_mock.cube.ipynb #809cfb91
 def _image(flux, theta, q, fwhm, size, field, sky, gen, noise):
     "An image of the stars by another camera; fwhm in pixels of the cube"
     at = _places_in(theta, q, size)
@@ -234,7 +234,7 @@ def _column(dust, theta, size, field, gen, noise):
     gain,grain = torch.randn(n, 1, 1, 1, generator=gen), torch.randn(x.shape, generator=gen)
     return x*torch.exp(.1*gain)+.05*grain if noise else x
 
-# %% ../../nbs/14_mock.cube.ipynb #044b1cef
+# %% ../../nbs/14_mock.cube.ipynb #377efc5b
 def dominant_star(flux:Tensor, # (field, star) counts; 0 = none
                   at:Tensor, # (field, star, 2) places (y, x), pixels
                   fwhm:Tensor, # (field,) pixels
@@ -247,7 +247,7 @@ def dominant_star(flux:Tensor, # (field, star) counts; 0 = none
         out.append((y[:, :, None]+x[:, None]).argmin(0))
     return torch.stack(out)
 
-# %% ../../nbs/14_mock.cube.ipynb #9f2a5c1a
+# %% ../../nbs/14_mock.cube.ipynb #843dd800
 def _truth(flux, labels, at, fwhm, size, floor):
     "Light (n, y, x), labels (n, 3, y, x) with NaN where there is little of it, and the star (n, y, x), -1 there"
     light = flux.sum(-1, keepdim=True)
@@ -256,7 +256,7 @@ def _truth(flux, labels, at, fwhm, size, floor):
     mean = torch.where(lit, maps[:, 1:]/maps[:, :1].clamp_min(1e-6), torch.nan)
     return total, mean, torch.where(lit[:, 0], dominant_star(light[..., 0], at, fwhm, size), -1)
 
-# %% ../../nbs/14_mock.cube.ipynb #90e18bee
+# %% ../../nbs/14_mock.cube.ipynb #ae2e9ce7
 class MockCubes(NamedTuple):
     "Cubes, images and the truth"
     cubes:Tensor # (field, band, y, x) electrons, sky subtracted; 0 where bad
@@ -272,7 +272,7 @@ class MockCubes(NamedTuple):
     stars:dict[str,Tensor] # (field, star): kic, teff, logg, feh, radius, y, x (pixels), distance kpc, av mag, member, behind, counts
     fields:pd.DataFrame # a row a field: feh of the cluster, distance kpc, number of stars, mean A_V, …
 
-# %% ../../nbs/14_mock.cube.ipynb #75ab24ed
+# %% ../../nbs/14_mock.cube.ipynb #2af8dce9
 def _observe_stars(lib, f, slots, size, dust, gen, number, bands):
     "Places, light after dust (n, star, band + 6) and the table of stars"
     rows,member,distance = _draw_stars(lib, f, slots, gen)
@@ -285,7 +285,7 @@ def _observe_stars(lib, f, slots, size, dust, gen, number, bands):
     pixels = dict(zip('yx', (at+(size-1)/2).unbind(-1)))
     return at, light, dict(columns, **pixels, distance=distance, av=av, member=member, behind=behind, counts=light[..., :bands].sum(-1)*EXPOSURE['cube'])
 
-# %% ../../nbs/14_mock.cube.ipynb #3e68396a
+# %% ../../nbs/14_mock.cube.ipynb #7c7bf74e
 SIZES = dict(ir=48, af=96, thickness=24) # pixels of the images of a field of 64
 _FWHM = dict(ir=2.2, af=1.8) # pixels of the cube
 
@@ -309,7 +309,7 @@ def mock_cube(n:int, # fields
     theta = {k: misplace(n, generator, 2*shift/size, rotation, scale) for k in SIZES}
     return _expose(f, at, light, table, dust, theta, number, size, bands, generator, noise)
 
-# %% ../../nbs/14_mock.cube.ipynb #a5df6c54
+# %% ../../nbs/14_mock.cube.ipynb #781f3dd0
 def _expose(f, at, light, table, dust, theta, number, size, bands, gen, noise):
     "Everything that is seen of the stars"
     e = band_edges(bands); wave = torch.tensor((e[1:]+e[:-1])/2, dtype=torch.float32)
@@ -326,7 +326,7 @@ def _expose(f, at, light, table, dust, theta, number, size, bands, gen, noise):
     fields = pd.DataFrame({k: f[k].numpy() for k in ('feh', 'distance', 'giants', 'members', 'behind', 'seeing')}).assign(number=number.numpy(), av=dust.mean((1, 2)).numpy())
     return MockCubes(torch.where(good, cubes, 0), good, sigma, images, theta, wave, mean, who, total, dust[:, m:m+size, m:m+size], table, fields)
 
-# %% ../../nbs/14_mock.cube.ipynb #313f2e54
+# %% ../../nbs/14_mock.cube.ipynb #9984c569
 def _of(size, name): return max(8, round(SIZES[name]*size/64))
 
 def _images(light, theta, q, size, bands, sky, gen, noise):
@@ -336,7 +336,7 @@ def _images(light, theta, q, size, bands, sky, gen, noise):
         out[name] = _image(light[..., cols]*EXPOSURE[name], theta[name], q, fwhm, _of(size, name), size, (sky[cols]*EXPOSURE[name])[:, None, None], gen, noise)
     return out
 
-# %% ../../nbs/14_mock.cube.ipynb #88ba15ca
+# %% ../../nbs/14_mock.cube.ipynb #d4e833cf
 def _wcs(size, theta=None, field=None):
     "Coordinates of a field at 8 h, +20°; of an image of it by `theta`"
     field,w = field or size, WCS(naxis=2)
@@ -347,7 +347,7 @@ def _wcs(size, theta=None, field=None):
     w.wcs.cd = np.diag([-PIXEL/3600, PIXEL/3600])@np.linalg.inv(linear)
     return w
 
-# %% ../../nbs/14_mock.cube.ipynb #2e800a84
+# %% ../../nbs/14_mock.cube.ipynb #f6848b73
 def records(mock:MockCubes, # of `mock_cube`
             i:int=0, # which field
             true:bool=False, # do the images have their true coordinates?
