@@ -18,7 +18,7 @@ from stellar_nb.core import BadInput, data_dir, generator
 from stellar_nb.data.cube import (AuxImage, Cube, affine_coords, band_stats, cube_from_array, group_bands, image_from_array, normalise, overlap_matrix, plain_coords,
                                   read_cube, read_houston, read_image, read_indian_pines, register, resize, sample, select_bands, spectral_axis, wcs_coords)
 from stellar_nb.data.spectra import air_to_vacuum
-from stellar_nb.mock.cube import PIXEL, SIZES, dominant_star, library, misplace, mock_cube, records, render
+from stellar_nb.mock.cube import PIXEL, SIZES, dominant_star, library, misplace, mock_cube, on_grid, records, render
 from stellar_nb.mock.sky import PARTS
 
 WAVE = np.linspace(4000, 8800, 7)
@@ -513,6 +513,19 @@ def test_images_can_be_put_right():
             assert np.corrcoef(plain.data[both], r.images[k].data[both])[0, 1] > (.9 if k == 'thickness' else .97)
     np.testing.assert_allclose(cube.wcs.proj_plane_pixel_scales()[0].to_value('arcsec'), PIXEL, rtol=1e-6)
     np.testing.assert_allclose(wcs_coords(cube.wcs, (64, 64), cube.wcs, 64)[0].numpy(), plain_coords((64, 64), 64)[0].numpy(), atol=1e-6)
+
+
+def test_a_batch_on_one_grid(mock):
+    grid, one = on_grid(mock, 48, true=True), register(*records(mock, 2, true=True), 48)
+    np.testing.assert_allclose(grid.cubes[2].numpy(), one.cube.data, rtol=1e-4, atol=.1)
+    for k, im in one.images.items():
+        ok = im.good & grid.image_good[k][2].numpy()
+        assert (im.good != grid.image_good[k][2].numpy()).mean() < .01
+        np.testing.assert_allclose(grid.images[k][2].numpy()[ok], im.data[ok], rtol=5e-3, atol=5e-3*im.data.max())
+    believed = on_grid(mock, 48)
+    assert all(v.shape[-2:] == (48, 48) and believed.image_good[k].all() for k, v in believed.images.items())
+    for kwargs in (dict(n=0), dict(n=1, size=8), dict(n=1, stars=(5, 2)), dict(n=1, bands=0)):
+        with pytest.raises(ValueError, match='make no sense'): mock_cube(generator=generator(0), **kwargs)
 
 
 def test_noise_is_as_stated():

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['NARROW', 'INFRARED', 'CHANNELS', 'PIXEL', 'EXPOSURE', 'READ', 'SIZES', 'band_edges', 'star_light', 'Library',
-           'library', 'moffat_alpha', 'render', 'misplace', 'dominant_star', 'MockCubes', 'mock_cube', 'records']
+           'library', 'moffat_alpha', 'render', 'misplace', 'dominant_star', 'MockCubes', 'mock_cube', 'records',
+           'OnGrid', 'on_grid']
 
-# %% ../../nbs/14_mock.cube.ipynb #26ac088b
+# %% ../../nbs/14_mock.cube.ipynb #f639f215
 import math
 from functools import lru_cache
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from fastcore.test import *
 from torch import Tensor
 
 from ..core import generator
-from ..data.cube import AuxImage, Cube
+from ..data.cube import AuxImage, Cube, affine_coords, resize, sample
 from .sky import PARTS
 from .spectra import LAMOST_WAVE, extinction, lamost
 from .stars import alpha_of, catalogue, inside, kind_of, to_labels
@@ -285,7 +286,7 @@ def _observe_stars(lib, f, slots, size, dust, gen, number, bands):
     pixels = dict(zip('yx', (at+(size-1)/2).unbind(-1)))
     return at, light, dict(columns, **pixels, distance=distance, av=av, member=member, behind=behind, counts=light[..., :bands].sum(-1)*EXPOSURE['cube'])
 
-# %% ../../nbs/14_mock.cube.ipynb #7c7bf74e
+# %% ../../nbs/14_mock.cube.ipynb #7adef842
 SIZES = dict(ir=48, af=96, thickness=24) # pixels of the images of a field of 64
 _FWHM = dict(ir=2.2, af=1.8) # pixels of the cube
 
@@ -301,7 +302,8 @@ def mock_cube(n:int, # fields
               part:str='train', # 'train', 'calibrate' or 'test': parts of the catalogue without common stars
               noise:bool=True, # False: no noise; bad pixels stay
              ) -> MockCubes:
-    "Fields of stars behind dust, with three images out of place; ValueError for a part that does not exist"
+    "Fields of stars behind dust, with three images out of place; ValueError for a part that does not exist or sizes that make no sense"
+    if n < 1 or size < 16 or bands < 1 or not 1 <= stars[0] <= stars[1]: raise ValueError(f'{n} fields of {size} pixels, {bands} bands and {stars[0]} to {stars[1]} stars make no sense')
     lib,f,slots = library(part, bands), _draw_fields(n, generator), stars[1]
     number = (stars[0]+(stars[1]-stars[0]+1)*f['number']).long()
     dust = _dust(f, size, generator)
@@ -357,3 +359,21 @@ def records(mock:MockCubes, # of `mock_cube`
     cube = Cube(mock.cubes[i].numpy(), mock.good[i].numpy(), mock.wave.double().numpy(), ivar, _wcs(size), 'electron', f'mock {i}', dict(format='mock'))
     where = lambda k: mock.theta[k][i] if true else None
     return cube, [AuxImage(x[i].numpy(), np.ones(x[i].shape, bool), k, _wcs(x.shape[-1], where(k), size)) for k,x in mock.images.items()]
+
+# %% ../../nbs/14_mock.cube.ipynb #298330fc
+class OnGrid(NamedTuple):
+    "A batch of fields on one grid"
+    cubes:Tensor # (field, band, size, size) electrons a pixel of the old grid
+    good:Tensor # (field, band, size, size) bool
+    images:dict[str,Tensor] # by name: (field, channel, size, size), 0 where the image does not reach
+    image_good:dict[str,Tensor] # by name: (field, channel, size, size) bool
+
+def on_grid(mock:MockCubes, # of `mock_cube`
+            size:int=64, # of the new grid
+            true:bool=False, # True: each image put right by its `theta`; False: as the observer believes
+           ) -> OnGrid:
+    "`register` for a batch of mock fields"
+    some = lambda x: torch.ones_like(x[:, :1], dtype=torch.bool)
+    put = lambda k,x: sample(x, some(x), affine_coords(mock.theta[k], x.shape[2:], size)) if true else resize(x, some(x), size)
+    images = {k: put(k, x) for k,x in mock.images.items()}
+    return OnGrid(*resize(mock.cubes, mock.good, size), {k: v for k,(v,_) in images.items()}, {k: g for k,(_,g) in images.items()})
