@@ -589,13 +589,13 @@ def resize(x:Tensor, # (batch, channel, y, x)
     ok = _half(weight, least)
     return torch.where(ok, value, 0), ok
 
-# %% ../../nbs/23_data.cube.ipynb #6d426d36
+# %% ../../nbs/23_data.cube.ipynb #942687f2
 def oversampling(coords:Tensor, # (batch, y, x, 2) old pixel coordinates
                 ) -> int: # points along each axis
-    "How many old pixels a new pixel spans, rounded up"
-    steps = [torch.diff(coords, dim=k).norm(dim=-1) for k in (1, 2)]
-    steps = torch.cat([s[s < 1e4].flatten() for s in steps]) # not those to points outside the projection
-    return max(1, math.ceil(steps.median().item()-1e-3)) if len(steps) else 1
+    "How many old pixels a new pixel spans, rounded up; the most of the batch"
+    steps = torch.cat([torch.diff(coords, dim=k).norm(dim=-1).flatten(1) for k in (1, 2)], 1)
+    span = torch.where(steps < 1e4, steps, torch.nan).nanmedian(1).values # without those to points outside the projection
+    return max(1, math.ceil(span.nan_to_num(1).max().item()-1e-3))
 
 # %% ../../nbs/23_data.cube.ipynb #2cb5a352
 def _points(coords, times):
