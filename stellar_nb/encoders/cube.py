@@ -42,8 +42,8 @@ class CubeEncoderConfig(JsonConfig):
     @property
     def grid(self): return self.bands//self.group, self.size//self.pixels, self.size//self.pixels
 
-# %% ../../nbs/43_encoders.cube.ipynb #592f273b
-_LAPTOP = dict(size=64, pixels=8, width=96, depth=3, heads=4, hidden=192, positions='learned')
+# %% ../../nbs/43_encoders.cube.ipynb #0fc113c2
+_LAPTOP = dict(size=64, pixels=8, width=64, depth=3, heads=4, hidden=128, positions='learned')
 _TINY = dict(bands=4, size=8, group=2, pixels=4, width=8, depth=2, heads=2, hidden=16, positions='learned')
 
 @patch(cls_method=True)
@@ -53,11 +53,11 @@ def paper(cls:CubeEncoderConfig,
     "The encoder of document 001"
     return cls(**changes)
 
-# %% ../../nbs/43_encoders.cube.ipynb #17502d84
+# %% ../../nbs/43_encoders.cube.ipynb #ee01633a
 @patch(cls_method=True)
 def laptop(cls:CubeEncoderConfig,
            **changes, # fields that differ
-          ) -> CubeEncoderConfig: # 256 tokens, 96 wide, 3 blocks
+          ) -> CubeEncoderConfig: # 256 tokens, 64 wide, 3 blocks
     "Cubes of 12 bands and 64×64 pixels on one core"
     return cls(**{**_LAPTOP, **changes})
 

@@ -287,15 +287,14 @@ def represent(self:GuidedMAE,
     x,seen = self.encoder.start(cube, good)
     return self.encoder.encode(self.guided(x, self.look(images, self.presence(cube, images, present)), seen), seen)
 
-# %% ../../nbs/61_models.mae.ipynb #e2aabadb
-def count_gmac(config:GuidedMAEConfig, # all sizes
+# %% ../../nbs/61_models.mae.ipynb #74a31775
+def count_gmac(net:GuidedMAE, # built on `torch.device('meta')`: no values are needed
                modalities:tuple[str,...]=(), # images that are there
                share:float|None=None, # of the tokens that is hidden; None = the config's
-              ) -> float: # 10⁹ multiply-adds; those of matrix products, convolutions and attention
+              ) -> float: # 10⁹ multiply-adds, those of matrix products, convolutions and attention
     "Operations of a forward pass of one object, without computing anything"
-    c = config
-    with torch.device('meta'):
-        net,cube = GuidedMAE(c).eval(), torch.empty(1, c.bands, c.size, c.size)
-        images = {k: torch.empty(1, n, c.size, c.size) for k,n in zip(c.modalities, c.channels) if k in modalities}
-    with FlopCounterMode(display=False) as counter, torch.no_grad(): net(cube, images, share=share)
+    c = net.config
+    empty = lambda n: torch.empty(1, n, c.size, c.size, device='meta')
+    images = {k: empty(n) for k,n in zip(c.modalities, c.channels) if k in modalities}
+    with FlopCounterMode(display=False) as counter, torch.no_grad(): net(empty(c.bands), images, share=share)
     return counter.get_total_flops()/2e9
