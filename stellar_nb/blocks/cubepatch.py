@@ -149,6 +149,7 @@ def take_tokens(x:Tensor, # (b, n, d) tokens
     "Some tokens of each cube"
     return x.gather(1, index[...,None].expand(-1, -1, x.shape[-1]))
 
+# %% ../../nbs/33b_blocks.cubepatch.ipynb #163f52ed
 def put_tokens(visible:Tensor, # (b, v, d) visible tokens
                mask:TokenMask, # where they belong
                fill:Tensor, # (d,) what stands everywhere else

@@ -46,6 +46,7 @@ class CubeEncoderConfig(JsonConfig):
 _LAPTOP = dict(size=64, pixels=8, width=64, depth=3, heads=4, hidden=128, positions='learned')
 _TINY = dict(bands=4, size=8, group=2, pixels=4, width=8, depth=2, heads=2, hidden=16, positions='learned')
 
+# %% ../../nbs/43_encoders.cube.ipynb #2b7b9fb3
 @patch(cls_method=True)
 def paper(cls:CubeEncoderConfig,
           **changes, # fields that differ

@@ -55,6 +55,7 @@ class GuidedMAEConfig(CubeEncoderConfig):
 _LAPTOP = dict(aux_width=48, aux_depth=2, aux_heads=4, aux_pixels=16, condition_depth=2, decoder_width=64, decoder_depth=1, decoder_heads=4, hsi_hidden=64, aux_hidden=64, project=32)
 _TINY = dict(channels=(3, 2, 1), aux_width=8, aux_depth=1, aux_heads=2, aux_pixels=4, condition_depth=2, decoder_width=8, decoder_depth=1, decoder_heads=2, hsi_hidden=8, aux_hidden=8, project=4)
 
+# %% ../../nbs/61_models.mae.ipynb #9b1f0b8e
 @patch(cls_method=True)
 def laptop(cls:GuidedMAEConfig,
            **changes, # fields that differ
@@ -70,6 +71,7 @@ def tiny(cls:GuidedMAEConfig,
     "For tests"
     return cls(**{**vars(CubeEncoderConfig.tiny()), **_TINY, **changes})
 
+# %% ../../nbs/61_models.mae.ipynb #41ae5430
 @patch
 def encoder(self:GuidedMAEConfig) -> CubeEncoderConfig: # sizes of the encoder alone
     "What `GuidedMAE.encoder` is built from"
