@@ -8,13 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from stellar_nb.core import data_dir
+from stellar_nb.recipes.alignment import ABLATIONS, ALIGNERS, PLAIN
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT/'.cache'
 NBS = CACHE/'nbs'
 TRAINED = 'desa_lightcurve', 'specvit_pfs', 'specvit_lamost', 'desa_spectra', 'fusion_sky', 'desa_quarter', 'specvit_xp'  # at the laptop preset; minutes on one core each
 FEATURES,RESULTS = CACHE/'features', CACHE/'results'  # of DESA's experiments
-QUICK = 'DESA', 'DESA + variance', 'VICReg', 'SimSiam', 'MoCo', 'MoCo-clean', 'InfoNCE', 'untrained', 'DESA, self-attention', 'DESA, cross-attention', 'DESA, A twice', 'both', 'spectrum alone', 'light curve alone', 'both, PCA'  # all but the scalar tokens, which take as long as all others
+QUICK = tuple(k for k in (*ALIGNERS, *ABLATIONS, *PLAIN) if k != 'DESA, scalar tokens')  # these tokens alone take as long as all others
 WORKERS = 2  # steps at a time, one thread each: small batches gain nothing from a second thread
 
 
@@ -69,29 +70,30 @@ def execute(nb, **env):
     run('-c', 'import sys; from nbdev.clean import nbdev_clean; nbdev_clean(sys.argv[1])', nb, log=CACHE/'logs'/f'clean-{nb.stem}.log')
 
 
-def desa(preset='laptop', seeds=1, fresh=True):
-    "Frozen features, one line a run, tables for the figures"
-    methods = () if preset == 'full' else ('--methods', *QUICK)
-    if fresh: shutil.rmtree(FEATURES, ignore_errors=True); shutil.rmtree(RESULTS, ignore_errors=True)
-    env = dict(STELLAR_NB_MODELS=str(CACHE/'models')) if preset != 'full' else {}
-    run('-m', 'stellar_nb.recipes.alignment', '--preset', preset, '--features', FEATURES, '--out', RESULTS if preset != 'full' else CACHE/'results-full', '--seeds', seeds, '--workers', WORKERS, *methods,
-        log=CACHE/'logs'/f'desa-{preset}.log', OMP_NUM_THREADS='1', **env)
+def desa(preset, features, out, seeds, methods, log=None, **env):
+    "Frozen features, one line a run, tables for the figures; what is there is kept"
+    run('-m', 'stellar_nb.recipes.alignment', '--preset', preset, '--features', features, '--out', out, '--seeds', seeds, '--workers', WORKERS, '--methods', *methods, log=log, OMP_NUM_THREADS='1', **env)
 
 
 def reproduce_full():
-    "The stored tables: three seeds of every method with the shipped encoders; hours on two cores, and resumed where it was stopped"
+    "The stored tables: three seeds of every method with the shipped encoders"
+    features,out = CACHE/'features-full', CACHE/'results-full'
     print('This takes hours on two cores. It can be stopped and started again: what is done is kept.', flush=True)
-    desa('full', 3, fresh=False)
-    print(f'\nThe tables: {CACHE/"results-full"}. Copy desa_* to stellar_nb/data/results to ship them.')
+    desa('full', features, out, 3, (*ALIGNERS, *PLAIN))
+    desa('ablation', features, out, 3, ('DESA', 'untrained', *ABLATIONS))
+    print(f'\nThe tables: {out}. Copy desa_* to stellar_nb/data/results to ship them.')
 
 
 def reproduce():
     if sys.version_info < (3, 11) and not shutil.which('quarto'): sys.exit('the site needs Python 3.11 or Quarto: make reproduce PYTHON=python3.12')
     lib = digest(ROOT/'stellar_nb')
-    print('This takes some fifty minutes on two cores; a second run only repeats what has changed.', flush=True)
+    print('This takes some fifty minutes on two cores, by estimate; a second run only repeats what has changed.', flush=True)
     together([lambda name=name: step(f'train {name}', lib + str(data_dir()), CACHE/'models'/name, lambda: run('-m', 'stellar_nb.recipes', name, '--preset', 'laptop', '--out', CACHE/'models',
                                                                                            log=CACHE/'logs'/f'train-{name}.log', OMP_NUM_THREADS='1')) for name in TRAINED])
-    step('DESA and its rivals', lib + digest(*(CACHE/'models'/k for k in ('desa_spectra', 'desa_lightcurve'))), RESULTS/'desa_runs.csv', desa)
+    def experiments():
+        for o in (FEATURES, RESULTS): shutil.rmtree(o, ignore_errors=True)
+        desa('laptop', FEATURES, RESULTS, 1, QUICK, CACHE/'logs'/'desa.log', STELLAR_NB_MODELS=str(CACHE/'models'))
+    step('DESA and its rivals', lib + digest(*(CACHE/'models'/k for k in ('desa_spectra', 'desa_lightcurve'))), RESULTS/'desa_runs.csv', experiments)
     def figure(nb):
         copy = NBS/nb.relative_to(ROOT/'nbs')
         def work():

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Iterable
 
 import numpy as np, torch
+from fastcore.basics import patch
 from fastcore.test import *
 from tqdm.auto import tqdm
 
@@ -136,3 +137,20 @@ class JsonConfig:
         for key in d:
             if key not in known: raise ValueError(f'{cls.__name__} has no field {key!r}; it has {", ".join(known)}')
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k,v in d.items()})
+
+# %% ../nbs/00_core.ipynb #67258025
+@patch
+def check_whole(self:JsonConfig,
+                *names:str, # fields
+               ):
+    "ValueError unless these are positive whole numbers"
+    for k in names:
+        if not isinstance(v := getattr(self, k), int) or v < 1: raise ValueError(f'{k} must be a positive whole number, not {v!r}')
+
+@patch
+def check_choice(self:JsonConfig,
+                 **known:tuple[str,...], # field → what it can be
+                ):
+    "ValueError unless each is one of its values"
+    for k,o in known.items():
+        if (v := getattr(self, k)) not in o: raise ValueError(f'{k} must be one of {", ".join(o)}, not {v!r}')

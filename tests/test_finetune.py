@@ -11,7 +11,8 @@ from stellar_nb.data.xp import XpInput, XpStars, fit_xp_input
 from stellar_nb.models.specvit import SpecViT, SpecViTConfig
 from stellar_nb.pretrained import LabelModel, load_pretrained, save_pretrained
 from stellar_nb.recipes.xp import fit_xp, predict_xp
-from stellar_nb.train.finetune import finetune, fixed_stars, rescale_head
+from stellar_nb.train.finetune import finetune, rescale_head
+from stellar_nb.train.learner import fixed_stars
 
 
 def tiny(**kw): return SpecViT(SpecViTConfig.tiny(labels=('teff', 'logg'), quantiles=(.16, .5, .84), **kw))

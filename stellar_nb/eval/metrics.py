@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNITS', 'known', 'mae', 'rmse', 'bias', 'mad_scatter', 'r2', 'bootstrap', 'coverage', 'label_table', 'errors_against',
-           'one_to_one', 'residuals']
+           'one_to_one', 'residuals', 'within']
 
 # %% ../../nbs/80_eval.metrics.ipynb #e97c59b7
 from typing import Callable
@@ -171,3 +171,13 @@ def residuals(x:np.ndarray, # (star,) what is on the horizontal axis
     ax.plot(b.centre, b['median'], 'o-', ms=3, color=COLORS['accent'], label='median, middle 68 %')
     ax.set(xlabel=xlabel, ylabel=ylabel); ax.legend()
     return ax
+
+# %% ../../nbs/80_eval.metrics.ipynb #b31492bb
+def within(true:np.ndarray, # (star,) true label; NaN = missing
+           pred:np.ndarray, # (star,) prediction; NaN = none
+           share:float=.1, # of the size of the true label
+          ) -> float: # 0…1
+    "Share of stars with a relative error of at most `share` (document 002, §6.2)"
+    t,p = np.asarray(true, float),np.asarray(pred, float)
+    ok = np.isfinite(t)
+    return float((abs(p - t) <= share*abs(t))[ok].mean()) if ok.any() else np.nan

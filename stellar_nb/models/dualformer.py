@@ -42,11 +42,9 @@ class DualFormerConfig(JsonConfig):
     positions:str='rotary'            # 'rotary' alone, 'learned' vectors beside it, or a linear layer of its 'own' for each token
 
     def __post_init__(self):
-        for k in ('spectra', 'curve', 'token', 'width', 'depth', 'heads', 'hidden'):
-            if not isinstance(v := getattr(self, k), int) or v < 1: raise ValueError(f'{k} must be a positive whole number, not {v!r}')
+        self.check_whole('spectra', 'curve', 'token', 'width', 'depth', 'heads', 'hidden')
         if isinstance(self.labels, str) or len(set(self.labels)) < len(self.labels): raise ValueError(f'labels must be a tuple of different names, not {self.labels!r}')
-        for k,known in dict(attention=('both', 'self', 'cross'), projection=('transpose', 'same'), missing=('zero', 'learned'), positions=('rotary', 'learned', 'own')).items():
-            if (v := getattr(self, k)) not in known: raise ValueError(f'{k} must be one of {", ".join(known)}, not {v!r}')
+        self.check_choice(attention=('both', 'self', 'cross'), projection=('transpose', 'same'), missing=('zero', 'learned'), positions=('rotary', 'learned', 'own'))
 
 # %% ../../nbs/62_models.dualformer.ipynb #fc09f93f
 @patch(cls_method=True)

@@ -46,8 +46,7 @@ class GuidedMAEConfig(CubeEncoderConfig):
         super().__post_init__()
         if len(self.modalities) != len(self.channels): raise ValueError(f'{len(self.modalities)} modalities need as many numbers of channels, not {len(self.channels)}')
         if len(set(self.modalities)) < len(self.modalities) or not all(o.isidentifier() for o in self.modalities): raise ValueError(f'modalities must be different words, not {self.modalities!r}')
-        for k,known in dict(aux=('vit', 'cnn'), target=('embedding', 'attached', 'pixels'), contrast=('unconditioned', 'leaky')).items():
-            if (v := getattr(self, k)) not in known: raise ValueError(f'{k} must be one of {", ".join(known)}, not {v!r}')
+        self.check_choice(aux=('vit', 'cnn'), target=('embedding', 'attached', 'pixels'), contrast=('unconditioned', 'leaky'))
         for a,b in (('aux_width', 'aux_heads'), ('decoder_width', 'decoder_heads')):
             if getattr(self, a) % getattr(self, b): raise ValueError(f'{b} must divide {a}, and {getattr(self, b)} does not divide {getattr(self, a)}')
 

@@ -63,8 +63,7 @@ _whole = ('pixels', 'channels', 'patch', 'features', 'classes', 'width', 'depth'
 _choices = {'trunk': ('mamba2', 'transformer', 'gated_cnn'), 'prenorm': ('', 'rms', 'layer'), 'positions': ('', 'learned', 'sinusoidal')}
 
 def _check_values(c):
-    for k in _whole:
-        if not isinstance(v := getattr(c, k), int) or v < 1: raise ValueError(f'{k} must be a positive whole number, not {v!r}')
+    c.check_whole(*_whole)
     for k,known in _choices.items():
         if getattr(c, k) not in known: raise ValueError(f'{k} is one of {", ".join(map(repr, known))}, not {getattr(c, k)!r}')
 

@@ -40,8 +40,7 @@ class SpecViTConfig(JsonConfig):
     eps:float=1e-12                   # added to the variance in LayerNorm
 
     def __post_init__(self):
-        for k in ('length', 'patch', 'width', 'depth', 'heads', 'hidden', 'channels'):
-            if not isinstance(v := getattr(self, k), int) or v < 1: raise ValueError(f'{k} must be a positive whole number, not {v!r}')
+        self.check_whole('length', 'patch', 'width', 'depth', 'heads', 'hidden', 'channels')
         if not isinstance(self.looks, int) or self.looks < 0: raise ValueError(f'looks must be a whole number from 0, not {self.looks!r}')
         if self.length % self.patch: raise ValueError(f'a length of {self.length} pixels is no multiple of the patch of {self.patch}')
         if self.width % self.heads: raise ValueError(f'{self.heads} heads do not divide a width of {self.width}')

@@ -36,11 +36,9 @@ class TwoTowersConfig(JsonConfig):
     predictor:bool=False              # SimSiam's predictor behind the projection
 
     def __post_init__(self):
-        for k in ('spectra', 'curve', 'width', 'depth', 'hidden', 'projection'):
-            if not isinstance(v := getattr(self, k), int) or v < 1: raise ValueError(f'{k} must be a positive whole number, not {v!r}')
+        self.check_whole('spectra', 'curve', 'width', 'depth', 'hidden', 'projection')
         if self.branches not in (('spectra', 'curve'), ('spectra',), ('curve',)): raise ValueError(f"branches are ('spectra', 'curve') or one of them, not {self.branches!r}")
-        if self.condition not in ('input', 'output'): raise ValueError(f"condition is 'input' or 'output', not {self.condition!r}")
-        if self.missing not in ('zero', 'learned'): raise ValueError(f"missing is 'zero' or 'learned', not {self.missing!r}")
+        self.check_choice(condition=('input', 'output'), missing=('zero', 'learned'))
 
 # %% ../../nbs/62b_models.towers.ipynb #e312f742
 class Residual(nn.Module):

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['ALIGNERS', 'ABLATIONS', 'PLAIN', 'RATES', 'PRESETS', 'BATCH', 'AGE_LEVELS', 'FACTS', 'SAMPLE', 'scale_pairs',
            'Experiment', 'get_pairs', 'make_aligner', 'inputs', 'align', 'final_features', 'plain_features',
-           'frozen_scores', 'map_scores', 'make_tuned', 'tune', 'binary_target', 'tune_binaries', 'age_target',
-           'tune_ages', 'run', 'copy_of', 'commit', 'run_all', 'collect', 'main']
+           'frozen_scores', 'map_scores', 'make_tuned', 'binary_target', 'tune_binaries', 'age_target', 'tune_ages',
+           'run', 'commit', 'run_all', 'collect', 'main']
 
 # %% ../../nbs/92p_recipes.alignment.ipynb #ffcc9b0f
-import argparse, datetime, json, math, subprocess
+import argparse, copy, datetime, json, math, subprocess
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Callable
 
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from fastcore.test import *
@@ -29,8 +30,8 @@ from ..models.dualformer import DualFormer, DualFormerConfig
 from ..models.towers import TwoTowers, TwoTowersConfig
 from ..objectives.quantile import interval_margins, pinball, widen
 from .pairs import PairSet, draw_features, load_pairs, save_pairs
+from ..train.finetune import finetune
 from ..train.heads import HeadConfig, TransformerHead, Tuned, Unaligned, predict_tuned
-from ..train.learner import Repeated, make_learner, train_cosine
 from ..train.momentum import paired_stars, train_aligner
 
 # %% ../../nbs/92p_recipes.alignment.ipynb #cd4e932a
@@ -145,8 +146,9 @@ def frozen_scores(h:np.ndarray, # (visit, feature) final features of the test st
     t = few_shot(h[first], {k: v[first] for k,v in y.items()}, s.kic[first].to_numpy(), seeds=range(seed, seed + 5))
     out = {f'{k}_{m}': t.loc[k, c] for k in t.index for m,c in (('r2', 'r2'), ('within', 'within'))}
     fast = first & s.fast_rotator.to_numpy() & (s.synchronised | ~s.binary).to_numpy()
-    try: return out | {f'fast_{k}': v for k,v in svm_by_star(h[fast], s.synchronised[fast].to_numpy(), s.kic[fast].to_numpy(), seed=seed).items() if k in ('auc', 'balanced')}
-    except ValueError: return out # too few of them
+    try: svm = svm_by_star(h[fast], s.synchronised[fast].to_numpy(), s.kic[fast].to_numpy(), seed=seed)
+    except ValueError: svm = {} # too few of them
+    return out | {f'fast_{k}': svm.get(k, np.nan) for k in ('auc', 'balanced')}
 
 # %% ../../nbs/92p_recipes.alignment.ipynb #f4ccdc9c
 def map_scores(h:np.ndarray, # (visit, feature) final features of the test stars
@@ -181,28 +183,19 @@ def make_tuned(aligner:nn.Module|tuple[str,...], # from `align`, or a value of `
     return next(o for o in dims if _size(o) >= least)
 
 # %% ../../nbs/92p_recipes.alignment.ipynb #54f0acac
-def tune(net:Tuned, # from `make_tuned`
-         train:tuple[Tensor,...], # spectra, curve, labels, target
-         valid:tuple[Tensor,...], # the same of other stars
-         loss, # `loss(prediction, target) -> scalar`
-         epochs:int, # passes
-         seed:int=42, # of the order
-         lr:float=1e-3, # highest learning rate
-        ) -> Tuned: # in evaluation mode, on the CPU
-    "Aligner and head together"
-    seed_everything(seed)
-    def loader(o, **kw): return Repeated(lambda idx,device: (tuple(v[idx] for v in o[:3]), o[3][idx]), len(o[3]), BATCH, seed, **kw)
-    learn = make_learner(net, loader(train), loader(valid, fixed=True), loss, desc='fine-tuning')
-    train_cosine(learn, epochs, lr, half=False)
-    return net.cpu().eval()
-
-# %% ../../nbs/92p_recipes.alignment.ipynb #7250b6b1
-def _part(data, rows, conditioned, y): # network's input and target of some visits
-    rows = torch.tensor(rows)
-    return *(o[rows] for o in inputs(data, conditioned)), y[rows]
-
 def _first(data): return (data.stars.visit == 0).to_numpy() # one row a star
 
+def _tune(net, e, conditioned, target, z, loss, seed): # train on all visits; predictions and targets of one visit a star of the calibration and the test part, and which visits those are
+    rows = []
+    for d,one in ((e.train, False), (e.calibrate, True), (e.test, True)):
+        y,ok = target(d)
+        use = torch.tensor(ok & _first(d) if one else ok)
+        rows.append((tuple(o[use] for o in inputs(d, conditioned)), y[use], use.numpy()))
+    (x,y,_),(xc,yc,_),_ = rows
+    finetune(net, x, z(y), (xc, z(yc)), e.size['tune'], 0, 1e-3, BATCH, .01, seed=seed, warm=.05, half=False, loss=loss)
+    return [(predict_tuned(net, x), y, use) for x,y,use in rows[1:]]
+
+# %% ../../nbs/92p_recipes.alignment.ipynb #7250b6b1
 def binary_target(data:PairSet, # stars
                  ) -> tuple[Tensor,np.ndarray]: # (visit, 1) 1 = flagged binary, (visit,) who is in the sample
     "Singles and binaries of document 002, §6.3"
@@ -210,19 +203,15 @@ def binary_target(data:PairSet, # stars
     return torch.tensor(s.binary_sample.to_numpy('f4'))[:,None], (s.single_sample | s.binary_sample).to_numpy()
 
 # %% ../../nbs/92p_recipes.alignment.ipynb #f57d27a3
-def tune_binaries(make, # `make(**head) -> Tuned`
+def tune_binaries(make:Callable, # `make(**head) -> Tuned`
                   e:Experiment, # the stars
                   conditioned:bool, # with the labels
                   seed:int=42, # of the training
                  ) -> tuple[dict,dict]: # name → number; arrays for a figure
     "Binaries from singles"
-    (y,ok),(yc,okc),(yt,okt) = (binary_target(o) for o in (e.train, e.calibrate, e.test))
-    okc,okt = okc & _first(e.calibrate), okt & _first(e.test)
-    net = tune(make(labels=1), _part(e.train, ok, conditioned, y), _part(e.calibrate, okc, conditioned, yc), F.binary_cross_entropy_with_logits, e.size['tune'], seed)
-    score = lambda d,rows: predict_tuned(net, _part(d, rows, conditioned, d.labels)[:3])[:,0].sigmoid().numpy()
-    p,t = score(e.test, okt),yt[torch.tensor(okt)][:,0].numpy()
-    out = binary_scores(t, p, choose_threshold(yc[okc][:,0].numpy(), score(e.calibrate, okc)))
-    return {f'binary_{k}': v for k,v in out.items()}, dict(true=t, score=p)
+    parts = _tune(make(labels=1), e, conditioned, binary_target, lambda y: y, F.binary_cross_entropy_with_logits, seed)
+    (pc,tc),(p,t) = ((q[:,0].sigmoid().numpy(), y[:,0].numpy()) for q,y,_ in parts)
+    return {f'binary_{k}': v for k,v in binary_scores(t, p, choose_threshold(tc, pc)).items()}, dict(true=t, score=p)
 
 # %% ../../nbs/92p_recipes.alignment.ipynb #d1418df3
 AGE_LEVELS = (.14, .5, .86)
@@ -234,20 +223,17 @@ def age_target(data:PairSet, # stars
     return y, y.isfinite().all(1).numpy()
 
 # %% ../../nbs/92p_recipes.alignment.ipynb #09c6482d
-def tune_ages(make, # `make(**head) -> Tuned`
+def tune_ages(make:Callable, # `make(**head) -> Tuned`
               e:Experiment, # the stars
               conditioned:bool, # with the labels
               seed:int=42, # of the training
              ) -> tuple[dict,dict]: # name → number; arrays for a figure
     "Ages, their errors and calibrated intervals"
-    (y,ok),(yc,okc),(yt,okt) = (age_target(o) for o in (e.train, e.calibrate, e.test))
-    okc,okt = okc & _first(e.calibrate), okt & _first(e.test)
+    y,ok = age_target(e.train)
     m,s = y[ok].mean(0),y[ok].std(0)
-    z = lambda v: (v - m)/s
-    net = tune(make(labels=2, quantiles=AGE_LEVELS), _part(e.train, ok, conditioned, z(y)), _part(e.calibrate, okc, conditioned, z(yc)), partial(pinball, levels=AGE_LEVELS), e.size['tune'], seed)
-    q = lambda d,rows: predict_tuned(net, _part(d, rows, conditioned, d.labels)[:3])*s[:,None] + m[:,None]
-    a = widen(q(e.test, okt), interval_margins(q(e.calibrate, okc), yc[okc], (AGE_LEVELS[-1] - AGE_LEVELS[0],)))
-    return _ages(e.test.stars[okt], a)
+    (qc,yc,_),(q,_,use) = _tune(make(labels=2, quantiles=AGE_LEVELS), e, conditioned, age_target, lambda y: (y - m)/s, partial(pinball, levels=AGE_LEVELS), seed)
+    q,qc = (o*s[:,None] + m[:,None] for o in (q, qc))
+    return _ages(e.test.stars[use], widen(q, interval_margins(qc, yc, (AGE_LEVELS[-1] - AGE_LEVELS[0],))))
 
 # %% ../../nbs/92p_recipes.alignment.ipynb #933ce51c
 def _ages(s, q): # scores and arrays of the age (label 0) and its error (label 1)
@@ -262,19 +248,19 @@ def run(name:str, # a key of `ALIGNERS`, `ABLATIONS` or `PLAIN`
         e:Experiment, # the stars
        ) -> tuple[dict,dict[str,pd.DataFrame]]: # a row; what figures show
     "Align, probe, fine-tune"
-    torch.set_num_threads(1)
+    torch.set_num_threads(1); seed_everything(seed)
     row,least = dict(method=name, conditioned=conditioned, seed=seed, preset=e.preset, stars=e.train.stars.star.nunique()), _size(make_aligner('DESA', e.train, conditioned))
     if name in PLAIN: net,h = PLAIN[name],plain_features(name, e, conditioned)
     else:
         net,history = align(name, e, conditioned, seed)
-        row |= dict(parameters=_size(net), **{k: history[k].iloc[-1] for k in ('train_loss', 'valid_loss', 'spread', 'rank') if k in history}, losses=history.get(['train_loss', 'valid_loss'], history).round(5).to_numpy().tolist())
+        row |= dict(parameters=_size(net), **{k: history[k].iloc[-1] for k in ('train_loss', 'valid_loss', 'spread', 'rank') if k in history}, losses=history.get(['train_loss', 'valid_loss'], history).to_numpy().tolist())
         h = final_features(net, e.test, conditioned)
     scores,xy = map_scores(h, e.test, e.size['map'], seed)
     row |= frozen_scores(h, e.test, seed) | scores
     frames = dict(map=pd.DataFrame(xy.astype('f4'), columns=['x', 'y']))
     if name in ('DESA', 'VICReg', 'both'): frames |= _shown(net, h, e, conditioned, seed)
     if net == () or name == 'untrained' or not e.size['tune']: return row, frames # nothing to fine-tune
-    make = lambda **head: make_tuned(net if isinstance(net, tuple) else copy_of(net), e.train, conditioned, least, **head)
+    make = lambda **head: make_tuned(net if isinstance(net, tuple) else copy.deepcopy(net), e.train, conditioned, least, **head)
     (b,bt),(a,at) = tune_binaries(make, e, conditioned, seed), tune_ages(make, e, conditioned, seed)
     return row | b | a, frames | dict(binary=pd.DataFrame(bt), age=pd.DataFrame(at))
 
@@ -287,18 +273,10 @@ def _shown(net, h, e, conditioned, seed): # tables for figures: a line on few st
     zero = lambda k: final_features(net, replace(e.test, **{k: torch.zeros_like(getattr(e.test, k))}), conditioned)
     return out | dict(sensitivity=sensitivity(h, zero('curve'), zero('spectra')))
 
-def copy_of(net:nn.Module, # any
-           ) -> nn.Module: # the same weights, to be trained further
-    "A deep copy"
-    import copy
-    return copy.deepcopy(net)
-
 # %% ../../nbs/92p_recipes.alignment.ipynb #4c3238a8
 def _job(name, conditioned, seed, preset, features, out):
-    torch.set_num_threads(1)
-    e = get_pairs(preset, features)
-    row,frames = run(name, conditioned, seed, e)
-    if seed == 42:
+    row,frames = run(name, conditioned, seed, get_pairs(preset, features))
+    if seed == 42 and preset != 'ablation': # ablations have a table, no pictures
         stem = f'{name.replace(" ", "_")}-{"labels" if conditioned else "none"}'
         for k,t in frames.items():
             with atomic_path(Path(out)/f'{k}-{stem}.parquet') as tmp: t.to_parquet(tmp, index=False)
@@ -353,7 +331,7 @@ def collect(out:str|Path, # folder of `run_all`
     t = pd.DataFrame([json.loads(o) for o in (out/'runs.jsonl').read_text().splitlines()]).sort_values(['conditioned', 'method', 'seed'])
     losses = [dict(method=r.method, conditioned=r.conditioned, seed=r.seed, preset=r.preset, epoch=i, train_loss=a, valid_loss=b) for r in t.itertuples() for i,(a,b) in enumerate(r.losses if isinstance(r.losses, list) else [])]
     made = [_write(t.drop(columns='losses'), out/'desa_runs.csv'), _write(pd.DataFrame(losses), out/'desa_losses.csv')]
-    preset = t.preset[t.preset != 'ablation'].iloc[0]
+    preset = next((o for o in t.preset if o != 'ablation'), 'ablation')
     test = get_pairs(preset, features).test.stars
     for kind in ('map', 'few', 'sensitivity', 'binary', 'age'):
         parts = [pd.read_parquet(p).assign(method=p.stem[len(kind)+1:].rsplit('-', 1)[0].replace('_', ' '), conditioned=p.stem.endswith('labels')) for p in sorted(out.glob(f'{kind}-*.parquet'))]

@@ -4,18 +4,16 @@
 
 # %% auto #0
 __all__ = ['SPANS', 'VIEWS', 'LIMITS', 'FAST', 'AXIS_WEIGHT', 'PRESETS', 'SCHEDULE', 'GROUPS', 'LIGHTCURVE', 'QUARTER',
-           'some_quarters', 'mock_series', 'ln_period', 'ViewSet', 'in_blocks', 'draw_views', 'TwoViews', 'axis_loss',
-           'pair_loss', 'network_of', 'fit_views', 'fresh_views', 'train_lightcurve', 'mock_answers', 'period_margins',
+           'some_quarters', 'mock_series', 'ln_period', 'ViewSet', 'draw_views', 'TwoViews', 'axis_loss', 'pair_loss',
+           'network_of', 'fit_views', 'fresh_views', 'train_lightcurve', 'mock_answers', 'period_margins',
            'calibrate_periods', 'period_card']
 
 # %% ../../nbs/92m_recipes.lightcurve.ipynb #ddcda2ee
 import math
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Iterator
 
 import numpy as np, pandas as pd, torch
 from fastcore.test import *
@@ -101,19 +99,6 @@ class ViewSet:
         "A batch for `Repeated`"
         take = lambda o: tuple((v[idx].float() if v.is_floating_point() else v[idx]).to(device) for v in o)
         return (*take(self.one), *take(self.two)), self.y[idx].to(device)
-
-# %% ../../nbs/92m_recipes.lightcurve.ipynb #f02f4b4c
-def in_blocks(f:Callable[[int,int],tuple], # (stars, seed) → arrays and tables; a function of a module if there are several processes
-              n:int, # stars
-              seed:int, # of the first block
-              workers:int=1, # processes
-              desc:str='', # what the progress bar says
-             ) -> list[tuple]: # what `f` gave for each block
-    "Work on at most 256 stars at a time, each block with its own seed: the same stars whatever the number of processes"
-    sizes = [min(256, n - i) for i in range(0, n, 256)]
-    seeds = [seed + 1_000_003*k for k in range(len(sizes))]
-    if workers == 1: return [f(*o) for o in progress(list(zip(sizes, seeds)), desc)]
-    with ProcessPoolExecutor(workers, get_context('spawn'), torch.set_num_threads, (1,)) as pool: return list(progress(pool.map(f, sizes, seeds), desc, len(sizes)))
 
 # %% ../../nbs/92m_recipes.lightcurve.ipynb #db04b102
 def _view_block(n, seed, name, part, view, fast):

@@ -22,7 +22,8 @@ from ..data.lightcurve import prepare, read_kepler_sample
 from ..data.views import views
 from ..encoders.lightcurve import DesaLightCurve
 from ..eval.baselines import BoostingPCA, RidgePCA, linear_probe
-from ..eval.periods import acf_peak, lomb_scargle, period_table, within
+from ..eval.metrics import within
+from ..eval.periods import acf_peak, lomb_scargle, period_table
 from ..periods import PeriodModel, period_quantiles, view_starts
 from ..pretrained import load_pretrained
 from .lightcurve import *

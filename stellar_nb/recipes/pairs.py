@@ -20,7 +20,8 @@ from ..data.views import two_views
 from ..mock.pairs import conditioning, draw_pairs, pair_spectra, pair_visits
 from ..mock.spectra import LAMOST_WAVE
 from ..pretrained import load_pretrained
-from .lightcurve import _CHUNK, _series, in_blocks
+from .core import in_blocks
+from .lightcurve import _CHUNK, _series
 
 # %% ../../nbs/92o_recipes.pairs.ipynb #5d10e8a9
 @dataclass

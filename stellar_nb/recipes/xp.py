@@ -23,8 +23,7 @@ from ..objectives.quantile import pinball
 from ..pretrained import LabelModel, load_pretrained, quantiles, save_pretrained
 from .core import *
 from ..train.callbacks import NoiseOnTheFly, PreprocessBatch
-from ..train.finetune import fixed_stars
-from ..train.learner import make_learner, train_cosine
+from ..train.learner import fixed_stars, make_learner, train_cosine
 
 # %% ../../nbs/92c_recipes.xp.ipynb #04947f88
 @lru_cache(1)

@@ -21,7 +21,7 @@ from ..core import *
 from ..data.loaders import unique_star_batches
 from ..objectives.alignment import *
 from ..objectives.contrastive import simsiam_pair
-from .learner import Fresh, Repeated, make_learner, train_cosine
+from .learner import Fresh, Repeated, fixed_stars, make_learner, train_cosine
 from .monitor import CollapseMonitor
 
 # %% ../../nbs/71d_train.momentum.ipynb #f3346b74
@@ -33,10 +33,8 @@ class UniqueStars(Repeated):
                  batch_size:int, # stars a batch
                  seed:int=42, # of the order
                 ):
-        super().__init__(make, len(star), batch_size, seed)
-        self.star,self.stars = star,len(star.unique())
-
-    def __len__(self): return self.stars//self.bs + (self.stars % self.bs > 1)
+        super().__init__(make, len(star.unique()), batch_size, seed)
+        self.star = star
 
     def batches(self) -> list[Tensor]: # rows of each batch
         "One visit of each star"
@@ -52,8 +50,8 @@ def paired_stars(xb:tuple[Tensor,Tensor,Tensor], # spectra, curve, labels: a row
                 ) -> Repeated: # a loader; its batches are (spectra, curve, labels, star)
     "Batches of pairs that are held in memory; ValueError for `unique` and `fixed` at once"
     if unique and fixed: raise ValueError('a loader that draws one visit a star cannot be fixed')
-    make = lambda idx,device: (tuple(o[idx] for o in xb), star[idx])
-    return UniqueStars(make, star, batch, seed) if unique else Repeated(make, len(star), batch, seed, fixed)
+    loader = fixed_stars(xb, star, batch, seed, fixed)
+    return UniqueStars(loader.make, star, batch, seed) if unique else loader
 
 # %% ../../nbs/71d_train.momentum.ipynb #c305b047
 class Queue:
