@@ -6,6 +6,7 @@
 __all__ = ['CubeEncoderConfig', 'CubeEncoder', 'pool_tokens', 'image_patches', 'ImageViT', 'ImageCNN']
 
 # %% ../../nbs/43_encoders.cube.ipynb #66d88f41
+import math
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +40,8 @@ class CubeEncoderConfig(JsonConfig):
         for k,d in (('bands', 'group'), ('size', 'pixels'), ('width', 'heads')):
             if (a := getattr(self, k)) % (b := getattr(self, d)): raise ValueError(f'{d} must divide {k}, and {b} does not divide {a}')
 
+    @property
+    def tokens(self): return math.prod(self.grid)
     @property
     def grid(self): return self.bands//self.group, self.size//self.pixels, self.size//self.pixels
 

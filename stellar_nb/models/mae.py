@@ -142,10 +142,12 @@ class GuidedMAE(nn.Module):
                 good:Tensor|None=None, # (b, band, y, x) or (b, y, x) bool, True = usable
                 generator:torch.Generator|None=None, # draws which tokens are hidden
                 share:float|None=None, # of the tokens that is hidden; None = the config's
+                mask:TokenMask|None=None, # which are hidden, instead of a random choice
                ) -> Guided: # predictions, targets, projections
         patches,ok,bad = self.cut(cube, good)
         present = self.presence(cube, images, present)
-        mask = mask_tokens(*patches.shape[:2], self.config.share if share is None else share, generator, bad, cube.device)
+        if mask is None: mask = mask_tokens(*patches.shape[:2], self.config.share if share is None else share, generator, bad, cube.device)
+        elif bad is not None: mask = mask._replace(seen=~bad.gather(1, mask.visible), counts=~bad.gather(1, mask.masked))
         e = self.encoder.embed.proj(patches)
         x = take_tokens(e + self.encoder.positions(cube), mask.visible)
         vectors = self.look(images, present)

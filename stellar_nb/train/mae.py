@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SCHEDULE', 'turned', 'field_batches', 'FieldNet', 'in_order', 'fit_mae', 'place_features', 'PatchLabels',
-           'place_targets', 'place_maps', 'masked_mse']
+           'place_targets', 'place_maps', 'masked_mse', 'fit_labels', 'predict_maps']
 
-# %% ../../nbs/74_train.mae.ipynb #07ee5ffe
+# %% ../../nbs/74_train.mae.ipynb #59027367
 from functools import partial
 from pathlib import Path
+from typing import Callable
 
 import pandas as pd, torch
 from fastai.callback.core import Callback
@@ -21,7 +22,7 @@ from ..data.fields import Fields
 from ..encoders.cube import CubeEncoder
 from ..models.mae import GuidedMAE, GuidedMAEConfig
 from ..objectives.mae import Guided, guided_loss
-from .learner import Repeated, make_learner, train_cosine
+from .learner import Repeated, fixed_stars, make_learner, train_cosine
 
 # %% ../../nbs/74_train.mae.ipynb #f766229a
 def turned(x:Tensor, # (field, channel, y, x)
@@ -75,7 +76,7 @@ def in_order(present:Tensor, # (b, M) bool
     none = present.new_zeros(len(present))
     return torch.stack([present[:, names.index(k)] if k in names else none for k in modalities], 1)
 
-# %% ../../nbs/74_train.mae.ipynb #84c9d8f1
+# %% ../../nbs/74_train.mae.ipynb #f4784add
 SCHEDULE = dict(lr=2e-3, floor=1e-5, warm=.05, batch=64)
 
 def fit_mae(train:Fields, # normalised training fields
@@ -91,10 +92,11 @@ def fit_mae(train:Fields, # normalised training fields
             desc:str='pretraining', # what the progress bar says
             checkpoint:str|Path|None=None, # written after each epoch, taken up if it is there
             half:bool=False, # mixed precision on a graphics card, for networks of paper size
+            network:Callable=GuidedMAE, # makes the network from its configuration
            ) -> tuple[GuidedMAE,pd.DataFrame]: # the network on the CPU, the history
     "Pretrain on fields with any subset of their images (document 001)"
     seed_everything(seed)
-    names,net = tuple(train.images),GuidedMAE(config)
+    names,net = tuple(train.images),network(config)
     loss = lambda out,_: guided_loss(Guided(*out), weight, temperature).total
     learn = make_learner(FieldNet(net, names), field_batches(train, batch, seed, withhold), field_batches(valid, batch, fixed=True), loss, weight_decay=.05, desc=desc)
     facts = dict(batch=batch, seed=seed, withhold=withhold, weight=weight, temperature=temperature, fields=len(train))
@@ -154,3 +156,36 @@ def masked_mse(out:Tensor, # (…) predictions
     "Mean square over what is there"
     there = y.isfinite()
     return torch.where(there, out-y.nan_to_num(), 0).square().sum()/there.sum().clamp(min=1)
+
+# %% ../../nbs/74_train.mae.ipynb #3166e9ef
+def fit_labels(net:PatchLabels, # changed in place
+               fields:Fields, # with labels
+               labels:Tensor, # (field, label, y, x); NaN = missing
+               steps:int=400, # of training
+               lr:float=1e-3, # highest learning rate
+               batch:int=16, # fields a batch
+               seed:int=42, # of the order
+              ) -> Callable[[Fields],Tensor]: # fields → (field, label, y, x)
+    "Fine-tune an encoder, or train a new one; ValueError where nothing has a label"
+    c,k = net.encoder.config,labels.shape[1]
+    flat = labels.movedim(1, 0).flatten(1)
+    if not flat.isfinite().any(): raise ValueError('no pixel has a label')
+    mean = flat.nanmean(1).view(-1, 1, 1)
+    std = (labels-mean).square().movedim(1, 0).flatten(1).nanmean(1).sqrt().clamp(min=1e-6).view(-1, 1, 1)
+    train = fixed_stars((fields.cubes, fields.good), place_targets((labels-mean)/std, c.pixels), min(batch, len(fields)), seed)
+    learn = make_learner(net.train(), train, train, masked_mse, weight_decay=.05, desc='fine-tuning')
+    seed_everything(seed)
+    train_cosine(learn, max(1, round(steps/len(train))), lr, SCHEDULE['floor'], .1, half=False)
+    return partial(predict_maps, net.cpu().eval(), mean=mean, std=std)
+
+# %% ../../nbs/74_train.mae.ipynb #14b3ddb3
+@torch.no_grad()
+def predict_maps(net:PatchLabels, # trained
+                 fields:Fields, # to label
+                 mean:Tensor, # (label, 1, 1) of the training labels
+                 std:Tensor, # (label, 1, 1) of them
+                 batch:int=256, # fields at once
+                ) -> Tensor: # (field, label, y, x)
+    "Maps of labels"
+    out = torch.cat([net(fields.cubes[i:i+batch], fields.good[i:i+batch]) for i in range(0, len(fields), batch)])
+    return place_maps(out, len(mean), net.encoder.config.pixels)*std+mean
