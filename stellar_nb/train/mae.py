@@ -73,7 +73,7 @@ def in_order(present:Tensor, # (b, M) bool
             ) -> Tensor: # (b, the network's M) bool, False for those that are not among the names
     "Which images are there, in the network's order"
     none = present.new_zeros(len(present))
-    return torch.stack([present[:, names.index(k)] if k in names else none for k in modalities], 1)
+    return torch.stack([present[:, names.index(k)] if k in names else none for k in modalities], 1) if modalities else present[:, :0]
 
 # %% ../../nbs/74_train.mae.ipynb #84c9d8f1
 SCHEDULE = dict(lr=2e-3, floor=1e-5, warm=.05, batch=64)
