@@ -119,7 +119,7 @@ def _read_images(path, sources): # images, flags, notes
             flags.append(f'bad_{k}'); notes.append(f'{shown(path)}: without {k}, since {shown(e)}')
     return images, tuple(flags), tuple(notes)
 
-# %% ../nbs/91d_cli_cube.ipynb #6060f53c
+# %% ../nbs/91d_cli_cube.ipynb #6b3e8007
 def read_jobs(files:Iterable[str], # cubes, one after the other
               images:dict[str,str]|None=None, # name of an image → file or folder
               axis:int|None=None, # which axis of an array is spectral; None = by header or rule
@@ -131,6 +131,7 @@ def read_jobs(files:Iterable[str], # cubes, one after the other
     for path in map(str, files):
         try:
             if os.path.isdir(path): raise BadInput(path, 'no cube in it')
+            if os.path.isfile(path) and not os.path.getsize(path): raise BadInput(path, 'the file is empty')
             if is_own(path): raise BadInput(path, 'a result of stellar_nb cube, not a cube')
             cube = read_cube(path, axis, wave_unit=wave_unit)
         except BadInput as e: yield Job(shown(path), None, reason=shown(e.reason)); continue
@@ -190,7 +191,7 @@ def _history(job, model, cube): # sentences
     yield f'guided by {images}' if images else 'guided by no image'
     if job.flags: yield 'flags: ' + ','.join(job.flags)
 
-# %% ../nbs/91d_cli_cube.ipynb #7717b057
+# %% ../nbs/91d_cli_cube.ipynb #9f29a1f1
 def embedding_hdus(job:Job, # a cube
                    model:'CubeModel', # that read it
                    out:'Embedded', # its features
@@ -200,7 +201,7 @@ def embedding_hdus(job:Job, # a cube
     from stellar_nb.data.cube import scaled_wcs
     p = model.model.config.pixels
     first = fits.PrimaryHDU(out.features.numpy().astype('f4'), _header(job, model, scaled_wcs(job.cube.wcs, (p, p), 1), 'FEATURE', _history(job, model, job.cube)))
-    first.header['BUNIT'],first.header['PATCH'] = '',(p, 'pixels of the cube along x and y in one of these')
+    first.header['BUNIT'],first.header['PATCH'] = '',(p, 'pixels of the cube along x and y')
     return fits.HDUList([first, fits.ImageHDU(out.pooled.numpy().astype('f4'), name='POOLED')])
 
 # %% ../nbs/91d_cli_cube.ipynb #a7e1959d
@@ -223,7 +224,7 @@ def reconstruction_hdus(job:Job, # a cube
 
 def _given(model): return ['mean and scatter of each hidden box are those of the cube: the model predicts what varies within'] if model.model.config.target == 'pixels' else []
 
-# %% ../nbs/91d_cli_cube.ipynb #833fb590
+# %% ../nbs/91d_cli_cube.ipynb #504e2382
 def false_colour(x:'ndarray', # (band, y, x), NaN where unknown
                  like:'ndarray|None'=None, # the same shape, whose range is taken; None = its own
                 ) -> 'ndarray': # (y, x, 3) from 0 to 1
@@ -233,7 +234,7 @@ def false_colour(x:'ndarray', # (band, y, x), NaN where unknown
     bands = [n-1-n//6, n//2, n//6]
     def stretch(i):
         lo,hi = np.nanpercentile(like[i], [1, 99.5]) if np.isfinite(like[i]).any() else (0, 1)
-        return np.arcsinh(10*np.clip((x[i]-lo)/(hi-lo or 1), 0, 1))/np.arcsinh(10)
+        return np.arcsinh(30*np.clip((x[i]-lo)/(hi-lo or 1), 0, 1))/np.arcsinh(30)
     rgb = np.stack([stretch(i) for i in bands], -1)
     return np.where(np.isnan(rgb).all(-1, keepdims=True), .85, np.nan_to_num(rgb))
 
@@ -264,7 +265,7 @@ def _panels(title, *panels): # (picture, title, extent or None) side by side
     fig.suptitle(title, fontsize=9, parse_math=False)
     return fig
 
-# %% ../nbs/91d_cli_cube.ipynb #4e3197f2
+# %% ../nbs/91d_cli_cube.ipynb #b29ca0e2
 def plot_embedding(job:Job, # a cube
                    model:'CubeModel', # that read it
                    out:'Embedded', # its features
@@ -275,7 +276,7 @@ def plot_embedding(job:Job, # a cube
     cube,p = fit_bands(job.cube, model.model.config.bands, model.wave),model.model.config.pixels
     pca,share = principal_colour(out.features.numpy())
     h,w = pca.shape[:2]
-    return _panels(os.path.basename(job.name)[-60:], (false_colour(np.where(cube.good, cube.data, np.nan)), 'cube', None), (pca, f'features: three components, {share:.0%}', (-.5, w*p-.5, -.5, h*p-.5)))
+    return _panels(os.path.basename(job.name)[-60:], (false_colour(np.where(cube.good, cube.data, np.nan)), 'cube', None), (pca, f'features: three components, {100*share:.0f} %', (-.5, w*p-.5, -.5, h*p-.5)))
 
 # %% ../nbs/91d_cli_cube.ipynb #52ddfc14
 def plot_reconstruction(job:Job, # a cube
@@ -394,20 +395,19 @@ def _jobs(paths, images, read): # a list is one of files that were found already
     files = paths if isinstance(paths, _Found) else cube_files([paths] if isinstance(paths, (str, Path)) else paths, images)
     return read_jobs(files, images, **read)
 
-# %% ../nbs/91d_cli_cube.ipynb #6e9ba603
-class _Found(list): pass # files that `cube_files` returned
-
-class _Bar: # the files, with a progress bar around them
+# %% ../nbs/91d_cli_cube.ipynb #2dc2b142
+class _Found(list): # files that `cube_files` returned, with a progress bar around them
     def __init__(self, files, quiet):
         from stellar_nb.core import progress
+        super().__init__(files)
         self.bar = None if quiet else progress(files, 'cubes', unit='file')
-        self.files = _Found(files)
+
+    def __iter__(self): return super().__iter__() if self.bar is None else iter(self.bar)
 
     def after(self, jobs, rows): # failures and images that were left out, on stderr
         if _pressed: raise KeyboardInterrupt
         failed = rows[rows.status == 'failed']
         _say(*(n for o in jobs for n in o.notes), *(f'{f}: {r}' for f,r in zip(failed.file, failed.reason)), bar=self.bar)
-        if self.bar is not None: self.bar.update()
 
 # %% ../nbs/91d_cli_cube.ipynb #b19b1337
 def pretrain_files(paths:'str|Path|Iterable', # files and directories
@@ -574,7 +574,7 @@ def _prepare_cubes(args, table, check=lambda model: None): # images, model, file
     if odd := [k for k in images if k not in known]: raise Refused(f'--image {odd[0]}: the model {shown(args.model)} knows {", ".join(known) or "no images"}')
     return images, model, cube_files(args.cubes, images), str(output)
 
-# %% ../nbs/91d_cli_cube.ipynb #2fa8d2eb
+# %% ../nbs/91d_cli_cube.ipynb #33fc594b
 def _end(args, rows, columns, table, done, more=''): # table, summary, exit status
     return _finish(argparse.Namespace(output=table, quiet=args.quiet), rows, columns, None, ('cubes', done, 'cube'), more)
 
@@ -582,22 +582,22 @@ def run_embed(args:argparse.Namespace, # parsed options
              ) -> int: # exit status
     "The command `cube embed`; Refused if nothing can be done"
     images,model,files,table = _prepare_cubes(args, 'embed.csv')
-    bar = _Bar(files, args.quiet)
-    rows = embed_files(bar.files, args.output, model, images, args.groups, bar.after, args.quiet, axis=args.axis, wave_unit=args.wave_unit)
+    found = _Found(files, args.quiet)
+    rows = embed_files(found, args.output, model, images, args.groups, found.after, args.quiet, axis=args.axis, wave_unit=args.wave_unit)
     return _end(args, rows, EMBED_TABLE, table, 'embedded')
 
-# %% ../nbs/91d_cli_cube.ipynb #c8440a81
+# %% ../nbs/91d_cli_cube.ipynb #69dc10e5
 def run_reconstruct(args:argparse.Namespace, # parsed options
                    ) -> int: # exit status
     "The command `cube reconstruct`; Refused if nothing can be done"
     from stellar_nb.cubes import can_reconstruct
     images,model,files,table = _prepare_cubes(args, 'reconstruct.csv', can_reconstruct)
-    bar = _Bar(files, args.quiet)
-    rows = reconstruct_files(bar.files, args.output, model, images, args.share, args.seed, bar.after, args.quiet, axis=args.axis, wave_unit=args.wave_unit)
+    found = _Found(files, args.quiet)
+    rows = reconstruct_files(found, args.output, model, images, args.share, args.seed, found.after, args.quiet, axis=args.axis, wave_unit=args.wave_unit)
     r2 = f', R2 {rows.r2.mean():.2f}, within boxes {rows.r2_box.mean():.2f}' if rows.r2.notna().any() else ''
     return _end(args, rows, RECONSTRUCT_TABLE, table, 'reconstructed', r2)
 
-# %% ../nbs/91d_cli_cube.ipynb #955e1e60
+# %% ../nbs/91d_cli_cube.ipynb #76c48258
 def _check_model_folder(path):
     if os.path.lexists(path) and not os.path.isfile(os.path.join(path, 'config.json')) and (not os.path.isdir(path) or os.listdir(path)): raise Refused(f'{shown(path)}: is there already and is no model')
     check_folder(Path(path).absolute().parent)
@@ -612,8 +612,8 @@ def run_pretrain(args:argparse.Namespace, # parsed options
     changes = dict(width=args.width, depth=args.depth, target=args.target)
     try: cube_config(args.size, args.patch, args.bands, **changes)
     except ValueError as e: raise Refused(f'--size {args.size} --patch {args.patch} --bands {args.bands} --width {args.width}: {e}') from None
-    bar = _Bar(cube_files(args.cubes, images), False)
-    try: model,facts,rows = pretrain_files(bar.files, args.output, images, args.size, args.patch, args.bands, bar.after, dict(axis=args.axis, wave_unit=args.wave_unit), epochs=args.epochs, batch=args.batch_size, seed=args.seed, **changes)
+    found = _Found(cube_files(args.cubes, images), False)
+    try: model,facts,rows = pretrain_files(found, args.output, images, args.size, args.patch, args.bands, found.after, dict(axis=args.axis, wave_unit=args.wave_unit), epochs=args.epochs, batch=args.batch_size, seed=args.seed, **changes)
     except BadInput as e: raise Refused(shown(e)) from None
     return _pretrain_end(args, model, facts, rows)
 
