@@ -24,11 +24,11 @@ CUBE_COLUMNS = {'file': _text('path as given'), 'status': COLUMNS['status'], 're
                 'wave_min': Column('Angstrom', 'middle of the first band, vacuum'), 'wave_max': Column('Angstrom', 'middle of the last band, vacuum'), 'good': Column('', 'share of the values that is good'), 'images': _text('images that guided, joined by commas')}
 _ends = {'flags': _text('what to know, words joined by commas'), 'model': _text('model that read the cube'), 'output': _text('file that was written')}
 
-# %% ../nbs/91d_cli_cube.ipynb #27d80fd8
+# %% ../nbs/91d_cli_cube.ipynb #ac6dcdb3
 EMBED_TABLE = CUBE_COLUMNS | {'places': _text('patches along y × along x'), 'channels': Column('', 'features of a place'), 'tiles': Column('', 'pieces that were read')} | _ends
 RECONSTRUCT_TABLE = CUBE_COLUMNS | {'hidden': Column('', 'share of the good values that was hidden'), 'r2': Column('', 'R2 on hidden values, softened, mean of the bands'), 'r2_box': Column('', 'the same against the mean of each box')} | _ends
 PRETRAIN_TABLE = CUBE_COLUMNS | {'flags': _ends['flags']}
-CUBE_FLAGS = {'no_wavelengths': 'no wavelengths in the file: its bands were shared out evenly', 'empty_bands': 'some bands of the model find none in the file', 'small': 'smaller than a tile; the rest was bad',
+CUBE_FLAGS = {'no_wavelengths': 'no wavelengths in the file: its bands were shared out evenly', 'empty_bands': 'some bands of the model find no good value in the file', 'small': 'smaller than a tile; the rest was bad',
               'few_good': 'less than half of the values is good', 'given_level': 'mean and scatter of each hidden box were taken from the cube itself', 'no_NAME': 'an image NAME was asked for and is not there', 'bad_NAME': 'it is there and cannot be used'}
 
 # %% ../nbs/91d_cli_cube.ipynb #7355957a
@@ -630,9 +630,9 @@ def run_pretrain(args:argparse.Namespace, # parsed options
     except BadInput as e: raise Refused(shown(e)) from None
     return _pretrain_end(args, model, facts, rows)
 
-# %% ../nbs/91d_cli_cube.ipynb #42dcd2e1
+# %% ../nbs/91d_cli_cube.ipynb #b50cd1a3
 def _pretrain_end(args, model, facts, rows):
     if model is None: raise Refused('no usable cube')
     ok,score = (rows.status == 'ok').sum(),f"; R2 {facts['r2']:.2f}, within boxes {facts['r2_box']:.2f}" if 'r2' in facts else ''
-    _say(f"cubes: {len(rows)}, used: {ok}, failed: {len(rows)-ok}; {facts['train']} tiles trained, {facts['valid']} kept back; loss {facts['first_loss']:.2f} to {facts['last_loss']:.2f}{score}; {facts['seconds']:.0f} s; model in {shown(args.output)}")
+    _say(f"cubes: {len(rows)}, used: {ok}, failed: {len(rows)-ok}; {facts['train']} tiles trained, {facts['valid']} kept back; images {', '.join(facts['images']) or 'none'}; loss {facts['first_loss']:.2f} to {facts['last_loss']:.2f}{score}; {facts['seconds']:.0f} s; model in {shown(args.output)}")
     return 0 if ok == len(rows) else 1

@@ -203,7 +203,7 @@ def test_bands():
 def test_nothing_to_see():
     model, (cube, aux) = make(), field()
     flat = lambda shape, value=1.: Cube(np.full(shape, value, 'f4'), np.ones(shape, bool), name='x')
-    for o, words in ((flat((12, 16, 16)), 'all values are the same'), (flat((12, 1, 40)), 'at least 2 along each axis'), (replace(cube, good=0*cube.good), 'no good pixel'), (flat((3, 16, 16)), '3 bands, and the model needs')):
+    for o, words in ((flat((12, 16, 16)), 'all values are the same'), (flat((12, 1, 40)), 'at least 2 along each axis'), (replace(cube, good=0*cube.good), 'no good pixel'), (replace(cube, data=cube.data*(np.arange(16) < 5), good=cube.good | True), 'more than half of the values'), (flat((3, 16, 16)), '3 bands, and the model needs')):
         with pytest.raises(BadInput, match=words): model.embed(o)
     with pytest.raises(BadInput, match='uv is none of the images that the model knows: ir, af'): model.embed(cube, [replace(aux[0], name='uv')])
     with pytest.raises(BadInput, match='1 channel, and the ir of the model has 3'): model.embed(cube, [replace(aux[0], data=aux[0].data[:1])])
@@ -320,7 +320,7 @@ def test_pretrain_then_use(here, run):
     write_all(6); os.remove('ir/f2.fits'); Path('cubes/words.fits').write_text('nothing'); np.save('cubes/few.npy', np.random.default_rng(0).normal(size=(5, 16, 16)))
     words = ('--size', 8, '--patch', 4, '--epochs', 2, '--width', 48, '--depth', 1)
     status, _, err = run('pretrain', 'cubes', *IMAGES, '-o', 'mine', *words)
-    assert status == 1 and 'cubes: 8, used: 6, failed: 2; 45 tiles trained, 9 kept back; loss ' in err[-1] and err[-1].endswith('model in mine')
+    assert status == 1 and 'cubes: 8, used: 6, failed: 2; 45 tiles trained, 9 kept back; images ir, af; loss ' in err[-1] and err[-1].endswith('model in mine')
     assert err[:2] == ['cubes/few.npy: 5 bands, and the model needs at least 12', 'cubes/words.fits: not a FITS, ENVI, NumPy or MATLAB file']
     t = table('mine/pretrain.csv')
     assert list(t.columns) == list(PRETRAIN_TABLE) and t.status.tolist() == ['ok']*6 + ['failed']*2 and t['flags'][2] == 'no_ir'
@@ -442,8 +442,9 @@ def test_models_of_cubes_are_none_of_others(here, run, capsys, saved):
 
 def test_same_names_in_two_folders(here, run):
     for k in 'ab': os.mkdir(k); write_cube(f'{k}/f.fits', field()[0])
-    assert run('embed', 'a/f.fits', 'b/f.fits', '--model', 'embedding', '-o', 'out')[0] == 0
-    assert len(set(table().output)) == 2 and all(map(os.path.exists, table().output))
+    write_cube('恒 星$.fits', field()[0])
+    assert run('embed', 'a/f.fits', 'b/f.fits', '恒 星$.fits', '--model', 'embedding', '-o', 'out')[0] == 0
+    assert len(set(table().output)) == 3 and all(map(os.path.exists, table().output)) and table().file[2] == '恒 星$.fits'
 
 def test_interrupted(here, run, monkeypatch):
     "Nothing half-written: what was done stays whole, and there is no table"
