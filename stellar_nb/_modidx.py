@@ -268,6 +268,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'stellar_nb.cli_cube._Found.__init__': ('cli_cube.html#_found.__init__', 'stellar_nb/cli_cube.py'),
                                      'stellar_nb.cli_cube._Found.__iter__': ('cli_cube.html#_found.__iter__', 'stellar_nb/cli_cube.py'),
                                      'stellar_nb.cli_cube._Found.after': ('cli_cube.html#_found.after', 'stellar_nb/cli_cube.py'),
+                                     'stellar_nb.cli_cube._by_name': ('cli_cube.html#_by_name', 'stellar_nb/cli_cube.py'),
                                      'stellar_nb.cli_cube._check_model_folder': ( 'cli_cube.html#_check_model_folder',
                                                                                   'stellar_nb/cli_cube.py'),
                                      'stellar_nb.cli_cube._common_options': ('cli_cube.html#_common_options', 'stellar_nb/cli_cube.py'),

@@ -9,8 +9,9 @@ __all__ = ['CUBE_COLUMNS', 'EMBED_TABLE', 'RECONSTRUCT_TABLE', 'PRETRAIN_TABLE',
            'each_cube', 'embed_files', 'reconstruct_files', 'load_cubes', 'pretrain_files', 'add_cube', 'run_embed',
            'run_reconstruct', 'run_pretrain']
 
-# %% ../nbs/91d_cli_cube.ipynb #60a58cae
+# %% ../nbs/91d_cli_cube.ipynb #405abf7a
 import argparse, math, os, re
+from functools import lru_cache
 from pathlib import Path
 from typing import Callable, Iterable, Iterator, NamedTuple
 
@@ -57,7 +58,15 @@ def find_cubes(paths:'str|Path|Iterable', # files and directories
     below = lambda p: sorted(o for o in p.rglob('*') if o.is_file() and _cube_ends.search(o.name) and not hidden(o, p) and not is_own(o))
     return list(dict.fromkeys(o for p in map(Path, paths) for o in (below(p) if p.is_dir() else [p])))
 
-# %% ../nbs/91d_cli_cube.ipynb #fb196e59
+# %% ../nbs/91d_cli_cube.ipynb #6ba8f283
+@lru_cache(16)
+def _by_name(folder, changed): # name without ending → files, listed once
+    out = {}
+    for o in os.listdir(folder):
+        if not o.startswith('.'): out.setdefault(bare_name(o), []).append(o)
+    return out
+
+# %% ../nbs/91d_cli_cube.ipynb #812a9e4f
 def image_of(cube:'str|Path', # path of a cube
              name:str, # of the image, such as 'ir'
              source:'str|Path', # a file, or a folder of images
@@ -65,20 +74,20 @@ def image_of(cube:'str|Path', # path of a cube
     "The image that belongs to a cube; BadInput where several could be meant"
     from stellar_nb.core import BadInput
     if not os.path.isdir(source): return str(source)
-    stem,here = bare_name(cube),os.listdir(source)
+    stem,here = bare_name(cube),_by_name(os.path.realpath(source), os.stat(source).st_mtime_ns)
     same = lambda o: os.path.realpath(os.path.join(source, o)) == os.path.realpath(cube)
-    for wanted in ({f'{stem}_{name}', f'{stem}-{name}'}, {stem}):
-        found = sorted(o for o in here if bare_name(o) in wanted and not o.startswith('.') and not same(o))
+    for wanted in ((f'{stem}_{name}', f'{stem}-{name}'), (stem,)):
+        found = sorted(o for k in wanted for o in here.get(k, ()) if not same(o))
         if len(found) > 1: raise BadInput(source, f'several images could be the {name} of {stem}: {", ".join(found[:3])}')
         if found: return os.path.join(source, found[0])
 
-# %% ../nbs/91d_cli_cube.ipynb #00e937e1
+# %% ../nbs/91d_cli_cube.ipynb #7bbbabac
 def _named(text):
     name,_,path = text.partition('=')
     if not (name.isidentifier() and path): raise argparse.ArgumentTypeError(f'{text!r} is not NAME=PATH, such as ir=images/')
     return name, path
 
-# %% ../nbs/91d_cli_cube.ipynb #dfa80e40
+# %% ../nbs/91d_cli_cube.ipynb #dc12128d
 def cube_files(paths:Iterable[str], # files and directories
                images:dict[str,str]|None=None, # name of an image → file or folder
               ) -> list[str]: # the cubes
@@ -91,13 +100,13 @@ def cube_files(paths:Iterable[str], # files and directories
     theirs = {os.path.realpath(o) for p in files for k,s in images.items() if (o := _quiet_image(p, k, s))} - listed
     return [o for o in files if os.path.realpath(o) not in theirs]
 
-# %% ../nbs/91d_cli_cube.ipynb #b39a0204
+# %% ../nbs/91d_cli_cube.ipynb #62f0f0b4
 def _quiet_image(path, name, source):
     from stellar_nb.core import BadInput
     try: return image_of(path, name, source)
     except BadInput: return None
 
-# %% ../nbs/91d_cli_cube.ipynb #4e15acf3
+# %% ../nbs/91d_cli_cube.ipynb #ac8d70b2
 class Job(NamedTuple):
     "A cube on its way into the table"
     name:str # what the column `file` shows
@@ -107,7 +116,7 @@ class Job(NamedTuple):
     flags:tuple=() # words of `CUBE_FLAGS`
     notes:tuple=() # sentences about images that were left out
 
-# %% ../nbs/91d_cli_cube.ipynb #f1fb6be0
+# %% ../nbs/91d_cli_cube.ipynb #d35b4d99
 def _read_images(path, sources): # images, flags, notes
     from stellar_nb.core import BadInput
     from stellar_nb.data.cube import read_image
@@ -121,7 +130,7 @@ def _read_images(path, sources): # images, flags, notes
             flags.append(f'bad_{k}'); notes.append(f'{shown(path)}: without {k}, since {shown(e)}')
     return images, tuple(flags), tuple(notes)
 
-# %% ../nbs/91d_cli_cube.ipynb #6a7950dc
+# %% ../nbs/91d_cli_cube.ipynb #0289caa5
 def read_jobs(files:Iterable[str], # cubes, one after the other
               images:dict[str,str]|None=None, # name of an image → file or folder
               axis:int|None=None, # which axis of an array is spectral; None = by header or rule
@@ -141,7 +150,7 @@ def read_jobs(files:Iterable[str], # cubes, one after the other
         some,flags,notes = _read_images(path, images or {})
         yield Job(shown(path), cube, some, '', flags, notes)
 
-# %% ../nbs/91d_cli_cube.ipynb #6dfd60ce
+# %% ../nbs/91d_cli_cube.ipynb #b59e11dd
 def _usable_images(job, config): # a job without images that the network cannot take
     from stellar_nb.core import BadInput
     from stellar_nb.cubes import check_images
@@ -150,7 +159,7 @@ def _usable_images(job, config): # a job without images that the network cannot 
         except BadInput as e: job = job._replace(images=[i for i in job.images if i is not o], flags=(*job.flags, f'bad_{o.name}'), notes=(*job.notes, f'{job.name}: without {o.name}, since {shown(e)}'))
     return job
 
-# %% ../nbs/91d_cli_cube.ipynb #b6536893
+# %% ../nbs/91d_cli_cube.ipynb #61ac48b9
 def cube_row(job:Job, # a cube, or why there is none
              model:'CubeModel|None'=None, # that reads it
             ) -> dict: # the columns that all commands share, and `flags`
@@ -162,7 +171,7 @@ def cube_row(job:Job, # a cube, or why there is none
     row.update(shape='×'.join(map(str, c.data.shape)), unit=shown(c.unit), good=float(c.good.mean()), images=','.join(o.name for o in job.images), flags=','.join([*job.flags, *(k for k,v in flags.items() if v)]))
     return row if wave is None else row | dict(wave_min=float(wave[0]), wave_max=float(wave[-1]))
 
-# %% ../nbs/91d_cli_cube.ipynb #5813e9a2
+# %% ../nbs/91d_cli_cube.ipynb #55d594eb
 def _fit_flags(cube, model):
     from stellar_nb.core import BadInput
     from stellar_nb.cubes import fit_bands
@@ -171,10 +180,10 @@ def _fit_flags(cube, model):
     except BadInput: empty = False
     return dict(empty_bands=empty, small=min(cube.data.shape[1:]) < c.size)
 
-# %% ../nbs/91d_cli_cube.ipynb #3db64696
+# %% ../nbs/91d_cli_cube.ipynb #f814cfdb
 def _plain(o): return str(o).encode('ascii', 'backslashreplace').decode()
 
-# %% ../nbs/91d_cli_cube.ipynb #c18dd4c4
+# %% ../nbs/91d_cli_cube.ipynb #9a24d151
 def _header(job, model, wcs, third, history): # a FITS header of one image with three axes
     from astropy.io import fits
     h = fits.Header()
@@ -184,7 +193,7 @@ def _header(job, model, wcs, third, history): # a FITS header of one image with 
     for o in history: h.add_history(_plain(o))
     return h
 
-# %% ../nbs/91d_cli_cube.ipynb #20942a5c
+# %% ../nbs/91d_cli_cube.ipynb #02553afd
 def _history(job, model, cube): # sentences
     c,n = model.model.config,len(job.cube.data)
     bands = f'{n} bands averaged to {c.bands}' if n != c.bands else f'{n} bands as they are'
@@ -195,7 +204,7 @@ def _history(job, model, cube): # sentences
     yield f'guided by {images}' if images else 'guided by no image'
     if job.flags: yield 'flags: ' + ','.join(job.flags)
 
-# %% ../nbs/91d_cli_cube.ipynb #66f7b599
+# %% ../nbs/91d_cli_cube.ipynb #43ff7a87
 def embedding_hdus(job:Job, # a cube
                    model:'CubeModel', # that read it
                    out:'Embedded', # its features
@@ -208,7 +217,7 @@ def embedding_hdus(job:Job, # a cube
     first.header['BUNIT'],first.header['PATCH'] = '',(p, 'pixels of the cube along x and y')
     return fits.HDUList([first, fits.ImageHDU(out.pooled.numpy().astype('f4'), name='POOLED')])
 
-# %% ../nbs/91d_cli_cube.ipynb #98cfe741
+# %% ../nbs/91d_cli_cube.ipynb #c04253e9
 def reconstruction_hdus(job:Job, # a cube
                         model:'CubeModel', # that read it
                         out:'Reconstructed', # what it made of it
@@ -226,10 +235,10 @@ def reconstruction_hdus(job:Job, # a cube
     hdus += [fits.ImageHDU(o.numpy().astype('f4'), name=k) for k,o in (('R2', out.r2), ('R2_BOX', out.r2_box))]
     return fits.HDUList(hdus + ([] if out.wave is None else [fits.ImageHDU(out.wave, fits.Header(dict(BUNIT='Angstrom')), name='WAVE')]))
 
-# %% ../nbs/91d_cli_cube.ipynb #eba4bd3d
+# %% ../nbs/91d_cli_cube.ipynb #96b9ce44
 def _given(model): return ['mean and scatter of each hidden box are those of the cube: the model predicts what varies within'] if model.model.config.target == 'pixels' else []
 
-# %% ../nbs/91d_cli_cube.ipynb #661f8a60
+# %% ../nbs/91d_cli_cube.ipynb #b256703f
 def false_colour(x:'ndarray', # (band, y, x), NaN where unknown
                  like:'ndarray|None'=None, # the same shape, whose range is taken; None = its own
                 ) -> 'ndarray': # (y, x, 3) from 0 to 1
@@ -243,7 +252,7 @@ def false_colour(x:'ndarray', # (band, y, x), NaN where unknown
     rgb = np.stack([stretch(i) for i in bands], -1)
     return np.where(np.isnan(rgb).all(-1, keepdims=True), .85, np.nan_to_num(rgb))
 
-# %% ../nbs/91d_cli_cube.ipynb #e323eca0
+# %% ../nbs/91d_cli_cube.ipynb #512e2323
 def principal_colour(x:'ndarray', # (channel, y, x) features, NaN where unknown
                     ) -> 'tuple[ndarray,float]': # (y, x, 3) from 0 to 1; share of the variance that it shows
     "The first three principal components of features as red, green and blue"
@@ -258,7 +267,7 @@ def principal_colour(x:'ndarray', # (channel, y, x) features, NaN where unknown
     rgb[ok, :p.shape[1]] = np.clip((p-lo)/np.where(hi > lo, hi-lo, 1), 0, 1)
     return rgb, value[:-4:-1].sum()/max(value.sum(), 1e-30)
 
-# %% ../nbs/91d_cli_cube.ipynb #cb8f6a5f
+# %% ../nbs/91d_cli_cube.ipynb #2be5d99e
 def _panels(title, *panels): # (picture, title, extent or None) side by side
     from matplotlib.figure import Figure
     h,w = panels[0][0].shape[:2]
@@ -270,7 +279,7 @@ def _panels(title, *panels): # (picture, title, extent or None) side by side
     fig.suptitle(title, fontsize=9, parse_math=False)
     return fig
 
-# %% ../nbs/91d_cli_cube.ipynb #27ba51a5
+# %% ../nbs/91d_cli_cube.ipynb #45b8d3fe
 def plot_embedding(job:Job, # a cube
                    model:'CubeModel', # that read it
                    out:'Embedded', # its features
@@ -283,7 +292,7 @@ def plot_embedding(job:Job, # a cube
     h,w = pca.shape[:2]
     return _panels(os.path.basename(job.name)[-60:], (false_colour(np.where(cube.good, cube.data, np.nan)), 'cube', None), (pca, f'features: three components, {100*share:.0f} %', (-.5, w*p-.5, -.5, h*p-.5)))
 
-# %% ../nbs/91d_cli_cube.ipynb #76c11627
+# %% ../nbs/91d_cli_cube.ipynb #93b632b1
 def plot_reconstruction(job:Job, # a cube
                         out:'Reconstructed', # what the model made of it
                        ) -> 'Figure': # three panels
@@ -294,7 +303,7 @@ def plot_reconstruction(job:Job, # a cube
     shown_part = np.where(seen, x, np.nan)
     return _panels(f'{os.path.basename(job.name)[-60:]}   R² {r2:.2f}, within boxes {box:.2f}', (false_colour(x), 'original', None), (false_colour(shown_part, x), 'shown', None), (false_colour(back, x), 'reconstruction', None))
 
-# %% ../nbs/91d_cli_cube.ipynb #a9738859
+# %% ../nbs/91d_cli_cube.ipynb #271140c3
 def _write(hdus, fig, path): # FITS and PNG, each whole or not at all
     from matplotlib import rc_context
     from stellar_nb.core import BadInput, atomic_path
@@ -306,13 +315,13 @@ def _write(hdus, fig, path): # FITS and PNG, each whole or not at all
     with atomic_path(path) as tmp: hdus.writeto(tmp, overwrite=True)
     return str(path)
 
-# %% ../nbs/91d_cli_cube.ipynb #f6a11e3c
+# %% ../nbs/91d_cli_cube.ipynb #de8aba5a
 def _embed_one(model, job, path, groups, quiet):
     out = model.embed(job.cube, job.images, groups=groups, quiet=quiet)
     c,h,w = out.features.shape
     return dict(places=f'{h}×{w}', channels=c, tiles=out.tiles, output=_write(embedding_hdus(job, model, out), plot_embedding(job, model, out), path))
 
-# %% ../nbs/91d_cli_cube.ipynb #1d8cee60
+# %% ../nbs/91d_cli_cube.ipynb #0c7492f8
 def _reconstruct_one(model, job, path, share, seed, quiet):
     import numpy as np
     out = model.reconstruct(job.cube, job.images, share, seed, quiet=quiet)
@@ -320,7 +329,7 @@ def _reconstruct_one(model, job, path, share, seed, quiet):
     r2,box = (float(np.nanmean(o)) if np.isfinite(o).any() else math.nan for o in (out.r2.numpy(), out.r2_box.numpy()))
     return dict(hidden=1 - (out.visible.sum()/good.sum()).item(), r2=r2, r2_box=box, output=_write(reconstruction_hdus(job, model, out, share, seed), plot_reconstruction(job, out), path))
 
-# %% ../nbs/91d_cli_cube.ipynb #c1173c7c
+# %% ../nbs/91d_cli_cube.ipynb #e0f6ac3f
 def each_cube(jobs:Iterable[Job], # from `read_jobs`
               model:'CubeModel', # that reads them
               folder:'str|Path', # where files go
@@ -338,7 +347,7 @@ def each_cube(jobs:Iterable[Job], # from `read_jobs`
         return _rows([_try(job, model, lambda: work(model, job, path))], columns)
     return _in_batches(jobs, 1, rows_of, after, columns)
 
-# %% ../nbs/91d_cli_cube.ipynb #b6033338
+# %% ../nbs/91d_cli_cube.ipynb #fd75c942
 def _try(job, model, work): # the row of a cube
     from stellar_nb.core import BadInput
     row = cube_row(job, model)
@@ -348,12 +357,12 @@ def _try(job, model, work): # the row of a cube
     except Exception as e: reason = _reason(e)
     return row | dict(status='failed', reason=reason)
 
-# %% ../nbs/91d_cli_cube.ipynb #4ed80f4f
+# %% ../nbs/91d_cli_cube.ipynb #2fd457f7
 def _rows(rows, columns): # text and numbers, '' and NaN where there are none
     import numpy as np, pandas as pd
     return pd.DataFrame({k: [r.get(k, '' if c.unit is None else np.nan) for r in rows] for k,c in columns.items()})
 
-# %% ../nbs/91d_cli_cube.ipynb #f7f4fabc
+# %% ../nbs/91d_cli_cube.ipynb #a8c44bc1
 def embed_files(paths:'str|Path|Iterable', # files and directories
                 folder:'str|Path', # where FITS files and pictures go
                 model:'str|Path|CubeModel'='guided_mae', # name of a shipped model, folder of another, or itself
@@ -368,7 +377,7 @@ def embed_files(paths:'str|Path|Iterable', # files and directories
     work = lambda m, job, path: _embed_one(m, job, path, groups, quiet)
     return each_cube(_jobs(paths, images, read), model, folder, 'features', work, EMBED_TABLE, after)
 
-# %% ../nbs/91d_cli_cube.ipynb #f23a0459
+# %% ../nbs/91d_cli_cube.ipynb #ee664aab
 def reconstruct_files(paths:'str|Path|Iterable', # files and directories
                       folder:'str|Path', # where FITS files and pictures go
                       model:'str|Path|CubeModel'='guided_mae', # name of a shipped model, folder of another, or itself
@@ -386,7 +395,7 @@ def reconstruct_files(paths:'str|Path|Iterable', # files and directories
     own = lambda row: row.assign(flags=[','.join(filter(None, [o, 'given_level'])) if s == 'ok' and _given(model) else o for o,s in zip(row['flags'], row['status'])])
     return own(each_cube(_jobs(paths, images, read), model, folder, 'reconstruction', work, RECONSTRUCT_TABLE, after))
 
-# %% ../nbs/91d_cli_cube.ipynb #034c9218
+# %% ../nbs/91d_cli_cube.ipynb #70567ea2
 def load_cubes(model:'str|Path|CubeModel', # name of a shipped model, folder of another, or itself
                images:'Iterable[str]|None'=None, # names of images that it should know
               ) -> 'CubeModel': # BadInput if it is none, or knows no such image
@@ -398,12 +407,12 @@ def load_cubes(model:'str|Path|CubeModel', # name of a shipped model, folder of 
     if odd := [k for k in images or () if k not in known]: raise BadInput(model.name or 'the model', f'knows no image {odd[0]}; ' + (f'it knows {", ".join(known)}' if known else 'it was trained without'))
     return model
 
-# %% ../nbs/91d_cli_cube.ipynb #17534a9e
+# %% ../nbs/91d_cli_cube.ipynb #f51973cd
 def _jobs(paths, images, read): # a list is one of files that were found already
     files = paths if isinstance(paths, _Found) else cube_files([paths] if isinstance(paths, (str, Path)) else paths, images)
     return read_jobs(files, images, **read)
 
-# %% ../nbs/91d_cli_cube.ipynb #cd612129
+# %% ../nbs/91d_cli_cube.ipynb #b23a379e
 class _Found(list): # files that `cube_files` returned, with a progress bar around them
     def __init__(self, files, quiet):
         from stellar_nb.core import progress
@@ -417,7 +426,7 @@ class _Found(list): # files that `cube_files` returned, with a progress bar arou
         failed = rows[rows.status == 'failed']
         _say(*(n for o in jobs for n in o.notes), *(f'{f}: {r}' for f,r in zip(failed.file, failed.reason)), bar=self.bar)
 
-# %% ../nbs/91d_cli_cube.ipynb #60790f81
+# %% ../nbs/91d_cli_cube.ipynb #dd0bf79f
 def pretrain_files(paths:'str|Path|Iterable', # files and directories
                    folder:'str|Path', # of the model; an older one is replaced
                    images:dict[str,str]|None=None, # name of an image → file or folder
@@ -439,7 +448,7 @@ def pretrain_files(paths:'str|Path|Iterable', # files and directories
     write_table(rows, Path(folder)/'pretrain.csv', columns=PRETRAIN_TABLE)
     return model, facts, rows
 
-# %% ../nbs/91d_cli_cube.ipynb #54b61a51
+# %% ../nbs/91d_cli_cube.ipynb #f84c1fbb
 def _usable(jobs, size, pixels, bands, after): # jobs that can be trained on, and the table of all
     import pandas as pd
     from stellar_nb.cubes import common_bands, fit_bands, sheet
@@ -453,7 +462,7 @@ def _usable(jobs, size, pixels, bands, after): # jobs that can be trained on, an
         if after: after([job], done[-1])
     return kept, pd.concat(done, ignore_index=True) if done else _rows([], PRETRAIN_TABLE)
 
-# %% ../nbs/91d_cli_cube.ipynb #26749ac6
+# %% ../nbs/91d_cli_cube.ipynb #82f79f8a
 def _same_channels(job, channels): # images with as many channels as the first of their name
     keep,flags,notes = [],[],[]
     for o in job.images:
@@ -461,7 +470,7 @@ def _same_channels(job, channels): # images with as many channels as the first o
         flags.append(f'bad_{o.name}'); notes.append(f'{job.name}: without {o.name}, since {o.meta.get("file")} has {len(o.data)} channels and the first has {channels[o.name]}')
     return job._replace(images=keep, flags=(*job.flags, *flags), notes=(*job.notes, *notes))
 
-# %% ../nbs/91d_cli_cube.ipynb #bb11fd62
+# %% ../nbs/91d_cli_cube.ipynb #e90f82eb
 _cube_example = """examples:
   stellar_nb cube embed m83.fits --image ir=m83_ir.fits -o out
   stellar_nb cube reconstruct cubes/ --image ir=infrared/ --image af=narrow/ -o out --share 0.9
@@ -483,7 +492,7 @@ sky coordinates of both, else edge to edge. Where it is missing, the cube goes o
 
 A cube keeps its pixels: it is cut into tiles of the size that the network reads."""
 
-# %% ../nbs/91d_cli_cube.ipynb #16c1a7ba
+# %% ../nbs/91d_cli_cube.ipynb #cddd0f94
 _embed_example = """example:
   stellar_nb cube embed cubes/ --image ir=infrared/ -o out
 
@@ -509,7 +518,7 @@ predicts what varies within a box; mean and scatter of the hidden boxes are the 
 so r2 flatters and r2_box counts).
 """ + _read_help
 
-# %% ../nbs/91d_cli_cube.ipynb #399cecea
+# %% ../nbs/91d_cli_cube.ipynb #6e510947
 _pretrain_example = """example:
   stellar_nb cube pretrain cubes/ --image ir=infrared/ -o my_model --epochs 100
   stellar_nb cube embed cubes/ --image ir=infrared/ --model ./my_model -o out
@@ -522,7 +531,7 @@ pretrain.csv, which says of each cube whether it was used, and why not.
 All tiles are held in memory.
 """ + _read_help
 
-# %% ../nbs/91d_cli_cube.ipynb #bd83c7cb
+# %% ../nbs/91d_cli_cube.ipynb #29cdc33d
 def _common_options(add, output, what):
     add('cubes', nargs='+', metavar='CUBE', help='a cube, or a directory with cubes')
     add('--image', action='append', type=_named, default=[], metavar='NAME=PATH', help='an image, or a folder of images, that go with the cubes; may be given several times')
@@ -530,7 +539,7 @@ def _common_options(add, output, what):
     add('--axis', type=int, choices=(0, 1, 2), help='spectral axis of arrays, in the order of NumPy (default: by header or rule)')
     add('--wave-unit', metavar='UNIT', help="unit of wavelengths that come without, such as nm (default: Angstrom)")
 
-# %% ../nbs/91d_cli_cube.ipynb #e3668c8b
+# %% ../nbs/91d_cli_cube.ipynb #4511c39d
 def _reading_options(p):
     _common_options(p.add_argument, 'OUTDIR', 'folder for FITS files, pictures and the table')
     p.add_argument('--model', default='guided_mae', metavar='NAME', help='name of a shipped model, or the folder of another (default: %(default)s)')
@@ -540,13 +549,13 @@ def _embed_options(p):
     _reading_options(p)
     p.add_argument('--groups', action='store_true', help='keep the features of each group of bands, side by side (default: their mean)')
 
-# %% ../nbs/91d_cli_cube.ipynb #f5292929
+# %% ../nbs/91d_cli_cube.ipynb #85309bb1
 def _reconstruct_options(p):
     _reading_options(p)
     p.add_argument('--share', type=_number(float, .01, .99, 'a share from 0.01 to 0.99'), default=.75, metavar='S', help='share of the boxes that is hidden (default: %(default)s)')
     p.add_argument('--seed', type=_number(int, 0, 2**31, 'a whole number from 0'), default=0, metavar='N', help='which boxes are hidden (default: %(default)s)')
 
-# %% ../nbs/91d_cli_cube.ipynb #b5eb1ea3
+# %% ../nbs/91d_cli_cube.ipynb #2c08a668
 def _pretrain_options(p):
     _common_options(p.add_argument, 'MODELDIR', 'folder of the model; an older model is replaced')
     for name,low,default,text in (('size', 2, 32, 'pixels of a tile along x and y'), ('patch', 1, 4, 'pixels of a patch; divides the size'), ('bands', 1, 12, 'bands of the network'),
@@ -554,7 +563,7 @@ def _pretrain_options(p):
         p.add_argument(f'--{name}', type=_number(int, low, 2**20, f'a whole number from {low}'), default=default, metavar='N', help=f'{text} (default: %(default)s)')
     p.add_argument('--target', choices=('pixels', 'embedding'), default='pixels', help='what is predicted for a hidden box: its pixels, less their mean and over their scatter, or its patch embedding (default: %(default)s)')
 
-# %% ../nbs/91d_cli_cube.ipynb #f3374ff2
+# %% ../nbs/91d_cli_cube.ipynb #202f2863
 def add_cube(sub:'argparse._SubParsersAction', # of the whole command
             ):
     "Add the command `cube` with its three parts"
@@ -567,13 +576,13 @@ def add_cube(sub:'argparse._SubParsersAction', # of the whole command
         _add(parts, name, text[0].lower() + text[1:-1], text, epilog, options, run)
         parts.choices[name].set_defaults(command=f'cube {name}')
 
-# %% ../nbs/91d_cli_cube.ipynb #da8de6f8
+# %% ../nbs/91d_cli_cube.ipynb #3fa128cb
 def _images_of(args):
     names = [k for k,_ in args.image]
     if twice := next((k for k in names if names.count(k) > 1), None): raise Refused(f'--image {twice}: given twice')
     return dict(args.image)
 
-# %% ../nbs/91d_cli_cube.ipynb #588e41d3
+# %% ../nbs/91d_cli_cube.ipynb #1d25fada
 def _prepare_cubes(args, table, check=lambda model: None): # images, model, files
     images,output = _images_of(args),Path(args.output)/table
     check_folder(args.output)
@@ -585,11 +594,11 @@ def _prepare_cubes(args, table, check=lambda model: None): # images, model, file
     if odd := [k for k in images if k not in known]: raise Refused(f'--image {odd[0]}: the model {shown(args.model)} knows {", ".join(known) or "no images"}')
     return images, model, cube_files(args.cubes, images), str(output)
 
-# %% ../nbs/91d_cli_cube.ipynb #4f7d6353
+# %% ../nbs/91d_cli_cube.ipynb #26ee7213
 def _end(args, rows, columns, table, done, more=''): # table, summary, exit status
     return _finish(argparse.Namespace(output=table, quiet=args.quiet), rows, columns, None, ('cubes', done, 'cube'), more)
 
-# %% ../nbs/91d_cli_cube.ipynb #6ea31a93
+# %% ../nbs/91d_cli_cube.ipynb #e9fb39d8
 def run_embed(args:argparse.Namespace, # parsed options
              ) -> int: # exit status
     "The command `cube embed`; Refused if nothing can be done"
@@ -598,7 +607,7 @@ def run_embed(args:argparse.Namespace, # parsed options
     rows = embed_files(found, args.output, model, images, args.groups, found.after, args.quiet, axis=args.axis, wave_unit=args.wave_unit)
     return _end(args, rows, EMBED_TABLE, table, 'embedded')
 
-# %% ../nbs/91d_cli_cube.ipynb #e432382d
+# %% ../nbs/91d_cli_cube.ipynb #f6d5de5f
 def run_reconstruct(args:argparse.Namespace, # parsed options
                    ) -> int: # exit status
     "The command `cube reconstruct`; Refused if nothing can be done"
@@ -609,12 +618,12 @@ def run_reconstruct(args:argparse.Namespace, # parsed options
     r2 = f', R2 {rows.r2.mean():.2f}, within boxes {rows.r2_box.mean():.2f}' if rows.r2.notna().any() else ''
     return _end(args, rows, RECONSTRUCT_TABLE, table, 'reconstructed', r2)
 
-# %% ../nbs/91d_cli_cube.ipynb #7232f5fc
+# %% ../nbs/91d_cli_cube.ipynb #9b7b9572
 def _check_model_folder(path):
     if os.path.lexists(path) and not os.path.isfile(os.path.join(path, 'config.json')) and (not os.path.isdir(path) or os.listdir(path)): raise Refused(f'{shown(path)}: is there already and is no model')
     check_folder(Path(path).absolute().parent)
 
-# %% ../nbs/91d_cli_cube.ipynb #9ea2dba8
+# %% ../nbs/91d_cli_cube.ipynb #06b13e32
 def run_pretrain(args:argparse.Namespace, # parsed options
                 ) -> int: # exit status
     "The command `cube pretrain`; Refused if nothing can be done"
@@ -630,7 +639,7 @@ def run_pretrain(args:argparse.Namespace, # parsed options
     except BadInput as e: raise Refused(shown(e)) from None
     return _pretrain_end(args, model, facts, rows)
 
-# %% ../nbs/91d_cli_cube.ipynb #b50cd1a3
+# %% ../nbs/91d_cli_cube.ipynb #d4a07f93
 def _pretrain_end(args, model, facts, rows):
     if model is None: raise Refused('no usable cube')
     ok,score = (rows.status == 'ok').sum(),f"; R2 {facts['r2']:.2f}, within boxes {facts['r2_box']:.2f}" if 'r2' in facts else ''

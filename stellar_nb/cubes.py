@@ -128,7 +128,7 @@ class Sheet(NamedTuple):
     shape:tuple[int,int] # (y, x) pixels of the cube
     level:float # its unit
 
-# %% ../nbs/89c_cubes.ipynb #84c232f3
+# %% ../nbs/89c_cubes.ipynb #f7b3fc5f
 def _refuse_empty(cube): # what holds nothing to look at
     h,w = cube.data.shape[1:]
     if min(h, w) < 2: raise BadInput(cube.name, f'{h}×{w} pixels; at least 2 along each axis are needed')
@@ -136,7 +136,7 @@ def _refuse_empty(cube): # what holds nothing to look at
     if not len(seen): raise BadInput(cube.name, 'no good pixel is left in the bands of the model')
     if np.ptp(seen) <= 1e-6*abs(seen).max(): raise BadInput(cube.name, 'all values are the same')
 
-# %% ../nbs/89c_cubes.ipynb #b4358c32
+# %% ../nbs/89c_cubes.ipynb #e2ac37a7
 def sheet(cube:Cube, # with the bands of a network
           images:list[AuxImage], # that the network knows
           size:int, # pixels of a tile
@@ -148,17 +148,18 @@ def sheet(cube:Cube, # with the bands of a network
     n = max(size, *(math.ceil(o/pixels)*pixels for o in (h, w)))
     wide = lambda x, fill=0: F.pad(x, (0, n-w, 0, n-h), value=fill)
     x,good = wide(_batch(cube.data)[0]), wide(_batch(cube.good)[0])
-    unit = level(x[None], good[None]).item()
+    unit,double = (level(o[None], good[None]).item() for o in (x, 2*x))
+    if unit == double: raise BadInput(cube.name, 'more than half of the values of each band are the same; pixels without data should be NaN')
     return Sheet(torch.where(good, x, 0)/unit, good, {o.name: wide(put_image(cube, o), torch.nan) for o in images}, (h, w), unit)
 
-# %% ../nbs/89c_cubes.ipynb #f8594e33
+# %% ../nbs/89c_cubes.ipynb #d91bc15d
 def extent(shape:tuple[int,int], # (y, x) pixels of the cube
            config:GuidedMAEConfig, # of the network
           ) -> tuple[int,int]: # (y, x) pixels that the tiles cover
     "Whole patches, and at least one tile"
     return tuple(max(config.size, math.ceil(o/config.pixels)*config.pixels) for o in shape)
 
-# %% ../nbs/89c_cubes.ipynb #907b3707
+# %% ../nbs/89c_cubes.ipynb #45e9e195
 def cut_sheet(s:Sheet, # a cube and its images
               config:GuidedMAEConfig, # of the network
               step:int|None=None, # from one tile to the next, pixels, a multiple of a patch; None = about half a tile
@@ -173,7 +174,7 @@ def cut_sheet(s:Sheet, # a cube and its images
     present = torch.stack([images[k].isfinite().flatten(1).any(1) for k in images], 1) if images else torch.ones(len(at), 0, dtype=torch.bool)
     return Fields(cubes, cut(s.good), images, present), at
 
-# %% ../nbs/89c_cubes.ipynb #b51ff545
+# %% ../nbs/89c_cubes.ipynb #9ec8e7bf
 def scaled(s:Sheet, # a cube and its images
            scale:FieldScale, # of the training set
           ) -> Sheet: # numbers of order one
@@ -182,7 +183,7 @@ def scaled(s:Sheet, # a cube and its images
     f = scale(s.cube[None], s.good[None], one(s.images))
     return s._replace(cube=f.cubes[0], images={k: torch.where(s.images[k].isfinite(), v[0], torch.nan) for k,v in f.images.items()})
 
-# %% ../nbs/89c_cubes.ipynb #792b808d
+# %% ../nbs/89c_cubes.ipynb #56c64d3e
 @patch
 def prepare(self:CubeModel,
             cube:Cube, # any size, unit and number of bands
@@ -193,7 +194,7 @@ def prepare(self:CubeModel,
     check_images(images, c)
     return scaled(sheet(fit_bands(cube, c.bands, self.wave), images, c.size, c.pixels), self.scale)
 
-# %% ../nbs/89c_cubes.ipynb #f9fda55d
+# %% ../nbs/89c_cubes.ipynb #63ebcdfd
 def _batches(net, fields, batch, desc, quiet=False): # (cubes, images, present, good) of some tiles
     device,names = next(net.parameters()).device, list(fields.images)
     none = torch.zeros(len(fields), dtype=torch.bool)
@@ -203,14 +204,14 @@ def _batches(net, fields, batch, desc, quiet=False): # (cubes, images, present, 
         f = fields[at]
         yield f.cubes.to(device), {k: v.to(device) for k,v in f.images.items()}, present[at], f.good.to(device)
 
-# %% ../nbs/89c_cubes.ipynb #c99c1ee7
+# %% ../nbs/89c_cubes.ipynb #4bbd2d9b
 class Embedded(NamedTuple):
     "Features of a cube"
     features:Tensor # (channel, y, x) a place is a patch of pixels; NaN where no pixel of it is good
     pooled:Tensor # (width,) mean over all good tokens
     tiles:int # how many were read
 
-# %% ../nbs/89c_cubes.ipynb #158f7131
+# %% ../nbs/89c_cubes.ipynb #f4e5109d
 def _tokens_on_map(model, f, at, shape, batch, quiet): # (group, width, y, x) means over tiles
     c,net = model.model.config, model.model
     (s,g,_),(h,w) = c.grid, (o//c.pixels for o in extent(shape, c))
@@ -218,12 +219,12 @@ def _tokens_on_map(model, f, at, shape, batch, quiet): # (group, width, y, x) me
     maps = x.view(len(x), s, g, g, -1).permute(0, 1, 4, 2, 3).flatten(1, 2) # (b, s·h·w, d) → (b, s·d, h, w)
     return untile(maps, [(i//c.pixels, j//c.pixels) for i,j in at], (h, w)).view(s, -1, h, w)
 
-# %% ../nbs/89c_cubes.ipynb #8a7926f5
+# %% ../nbs/89c_cubes.ipynb #9126f155
 def _seen_on_map(model, s): # (group, y, x): is a pixel of this box good?
     c,(h,w) = model.model.config, extent(s.shape, model.model.config)
     return ~bad_tokens(s.good[None, :, :h, :w], c.group, c.pixels).view(c.grid[0], h//c.pixels, w//c.pixels)
 
-# %% ../nbs/89c_cubes.ipynb #f042fe81
+# %% ../nbs/89c_cubes.ipynb #d338ec03
 @torch.no_grad()
 def embed_cube(model:CubeModel, # a trained model
                cube:Cube, # any size, unit and number of bands
@@ -242,10 +243,10 @@ def embed_cube(model:CubeModel, # a trained model
     h,w = (math.ceil(o/model.model.config.pixels) for o in s.shape)
     return Embedded(maps[:, :h, :w], total.sum((0, 2, 3))/n.sum(), len(at))
 
-# %% ../nbs/89c_cubes.ipynb #b54e4946
+# %% ../nbs/89c_cubes.ipynb #0e46f4f5
 CubeModel.embed = embed_cube
 
-# %% ../nbs/89c_cubes.ipynb #7c9ba367
+# %% ../nbs/89c_cubes.ipynb #56f6bcd1
 def can_reconstruct(model:CubeModel, # any
                    ):
     "BadInput where predictions cannot be turned into pixels"
@@ -253,7 +254,7 @@ def can_reconstruct(model:CubeModel, # any
     n = c.group*c.pixels**2
     if c.target != 'pixels' and n > c.width: raise BadInput(model.name or 'the model', f'predicts {c.width} features of a box of {n} pixels, from which the pixels cannot be had back')
 
-# %% ../nbs/89c_cubes.ipynb #17868d7a
+# %% ../nbs/89c_cubes.ipynb #3b4f4569
 def hidden_pixels(net:GuidedMAE, # the network
                   out:Guided, # what it returned
                   patches:Tensor, # (b, n, d) pixels of all boxes, of which `target='pixels'` takes mean and scale
@@ -265,7 +266,7 @@ def hidden_pixels(net:GuidedMAE, # the network
     proj = net.encoder.embed.proj
     return ((out.pred - proj.bias).double()@torch.linalg.pinv(proj.weight.double()).T).to(out.pred)
 
-# %% ../nbs/89c_cubes.ipynb #306abe55
+# %% ../nbs/89c_cubes.ipynb #af3d8b4a
 def fill_hidden(net:GuidedMAE, # the network
                 cubes:Tensor, # (b, band, y, x)
                 images:dict[str,Tensor], # name → (b, channel, y, x)
@@ -280,7 +281,7 @@ def fill_hidden(net:GuidedMAE, # the network
     hidden = torch.zeros(patches.shape[:2], dtype=torch.bool, device=cubes.device).scatter(1, out.masked, True if out.counts is None else out.counts)
     return patches.scatter(1, out.masked[..., None].expand(-1, -1, patches.shape[-1]), hidden_pixels(net, out, patches)), hidden
 
-# %% ../nbs/89c_cubes.ipynb #3fca33f7
+# %% ../nbs/89c_cubes.ipynb #2f5f29f2
 @torch.no_grad()
 def fill_tiles(net:GuidedMAE, # the network
                tiles:Fields, # without units
@@ -294,7 +295,7 @@ def fill_tiles(net:GuidedMAE, # the network
     join = lambda x: join_patches(x, net.config.grid, net.config.group)
     return join(boxes), join(hidden[..., None].expand_as(boxes))
 
-# %% ../nbs/89c_cubes.ipynb #bd4ae2aa
+# %% ../nbs/89c_cubes.ipynb #de827224
 class Reconstructed(NamedTuple):
     "A cube, what was shown of it, and what was made of that"
     original:Tensor # (band, y, x) in the cube's unit, bands of the model; NaN where bad
@@ -304,14 +305,14 @@ class Reconstructed(NamedTuple):
     r2_box:Tensor # (band,) the same against the mean of each box
     wave:np.ndarray|None # (band,) Å
 
-# %% ../nbs/89c_cubes.ipynb #aea96c59
+# %% ../nbs/89c_cubes.ipynb #590554af
 def _mend(x, at, size): # tiles (tile, channel, size, size) → (channel, y, x), the last one has the word
     h,w = (max(o)+size for o in zip(*at))
     out = x.new_zeros(x.shape[1], h, w)
     for o,(i,j) in zip(x, at): out[:, i:i+size, j:j+size] = o
     return out
 
-# %% ../nbs/89c_cubes.ipynb #c2eef04a
+# %% ../nbs/89c_cubes.ipynb #ab3d6b40
 def box_means(x:Tensor, # (band, y, x)
               good:Tensor, # (band, y, x) bool
               group:int, # bands of a box
@@ -322,7 +323,7 @@ def box_means(x:Tensor, # (band, y, x)
     mean = normalised_pixels(p, ok)[1].expand_as(p)
     return join_patches(mean, (x.shape[0]//group, x.shape[1]//pixels, x.shape[2]//pixels), group)[0]
 
-# %% ../nbs/89c_cubes.ipynb #4ebac3c1
+# %% ../nbs/89c_cubes.ipynb #d16b7c43
 def band_r2(true:Tensor, # (band, y, x)
             pred:Tensor, # (band, y, x)
             counts:Tensor, # (band, y, x) bool
@@ -334,7 +335,7 @@ def band_r2(true:Tensor, # (band, y, x)
     ss = lambda o: torch.where(counts, true - o, 0).double().square().sum((1, 2))
     return 1 - ss(pred)/torch.where(n[:, 0, 0] > 0, ss(base), torch.nan)
 
-# %% ../nbs/89c_cubes.ipynb #78c3b3d8
+# %% ../nbs/89c_cubes.ipynb #15356dde
 def to_units(model:CubeModel, # whose scale was used
              z:Tensor, # (band, y, x) numbers of the network
              unit:float, # level of the cube
@@ -343,7 +344,7 @@ def to_units(model:CubeModel, # whose scale was used
     centre,scale = (o.to(z)[:, None, None] for o in model.scale.bands)
     return (z*scale + centre).clamp(-30, 30).sinh()*unit
 
-# %% ../nbs/89c_cubes.ipynb #f3ee2ea6
+# %% ../nbs/89c_cubes.ipynb #97f1e500
 @torch.no_grad()
 def reconstruct_cube(model:CubeModel, # a trained model
                      cube:Cube, # any size, unit and number of bands
@@ -361,7 +362,7 @@ def reconstruct_cube(model:CubeModel, # a trained model
     filled,hidden = fill_tiles(net, f, share, gen, batch, quiet)
     return _reconstructed(model, fit_bands(cube, c.bands, model.wave), s, _mend(filled, at, c.size), _mend(hidden, at, c.size))
 
-# %% ../nbs/89c_cubes.ipynb #56b00512
+# %% ../nbs/89c_cubes.ipynb #79af0a0c
 def _reconstructed(model, cube, s, z, hidden):
     c,(h,w),(y,x) = model.model.config, s.shape, z.shape[1:]
     true,good = s.cube[:, :y, :x], s.good[:, :y, :x]
@@ -371,10 +372,10 @@ def _reconstructed(model, cube, s, z, hidden):
     filled = torch.where(hidden, to_units(model, z, s.level)[:, :h, :w], original)
     return Reconstructed(torch.where(good, original, torch.nan), good & ~hidden, torch.where(good, filled, torch.nan), r2, box, cube.wave)
 
-# %% ../nbs/89c_cubes.ipynb #d7fce675
+# %% ../nbs/89c_cubes.ipynb #59bbcb14
 CubeModel.reconstruct = reconstruct_cube
 
-# %% ../nbs/89c_cubes.ipynb #ec7fcaa5
+# %% ../nbs/89c_cubes.ipynb #6e8e5777
 def common_bands(cubes:list[Cube], # of the training
                  bands:int, # of the network
                 ) -> tuple[float,...]|None: # Å, or None where no cube has wavelengths
@@ -382,7 +383,7 @@ def common_bands(cubes:list[Cube], # of the training
     first = next((o for o in cubes if o.wave is not None), None)
     return None if first is None else tuple(fit_bands(replace(first, wave=None), bands) and group_bands(first, bands).wave.tolist())
 
-# %% ../nbs/89c_cubes.ipynb #425cc558
+# %% ../nbs/89c_cubes.ipynb #d40e7293
 def _split(sheets, config, seed): # sheets for training and for validation
     n,p = len(sheets), config.pixels
     if n >= 5:
@@ -391,7 +392,7 @@ def _split(sheets, config, seed): # sheets for training and for validation
     halves = [_cut_off(s, p, max(config.size, math.ceil(max(s.shape)/5/p)*p)) for s in sheets]
     return [a for a,_ in halves], [b for _,b in halves]
 
-# %% ../nbs/89c_cubes.ipynb #d77b6e0e
+# %% ../nbs/89c_cubes.ipynb #17d0bc80
 def _cut_off(s, p, most): # a sheet in two along its longer axis, the second with `most` pixels or less than half
     axis = int(s.shape[1] > s.shape[0])
     n = s.shape[axis]
@@ -399,17 +400,17 @@ def _cut_off(s, p, most): # a sheet in two along its longer axis, the second wit
     if k >= n: raise BadInput('the cube', f'{n} pixels along its longer axis leave nothing to validate with')
     return _strip(s, axis, 0, k), _strip(s, axis, k, n)
 
-# %% ../nbs/89c_cubes.ipynb #d3286c49
+# %% ../nbs/89c_cubes.ipynb #3f7eac9e
 def _strip(s, axis, a, b): # rows or columns of a sheet, padded to its own width again
     shape = tuple(b-a if i == axis else o for i,o in enumerate(s.shape))
     n = s.cube.shape[-1]
     cut = lambda x, fill=0: F.pad(x.narrow(axis+1, a, min(b, n)-a), (0, 0, 0, n-b+a) if axis == 0 else (0, n-b+a), value=fill)
     return Sheet(cut(s.cube), cut(s.good), {k: cut(v, torch.nan) for k,v in s.images.items()}, shape, s.level)
 
-# %% ../nbs/89c_cubes.ipynb #4803ee4d
+# %% ../nbs/89c_cubes.ipynb #f9d8185f
 LEAST_SEEN = .25 # good pixels of a training tile
 
-# %% ../nbs/89c_cubes.ipynb #5bc9324e
+# %% ../nbs/89c_cubes.ipynb #7fc53db4
 def _pool(sheets, config, step=None): # all tiles of some sheets
     parts = [cut_sheet(s, config, step)[0] for s in sheets]
     parts = [o[o.good.float().mean((1, 2, 3)) >= LEAST_SEEN] for o in parts]
@@ -419,14 +420,14 @@ def _pool(sheets, config, step=None): # all tiles of some sheets
     cubes,good = (torch.cat([getattr(o, k) for o in parts]) for k in ('cubes', 'good'))
     return Fields(cubes, good, images, torch.ones(len(cubes), 0, dtype=torch.bool) if present is None else present)
 
-# %% ../nbs/89c_cubes.ipynb #08921980
+# %% ../nbs/89c_cubes.ipynb #344999d4
 def fit_scale(tiles:Fields, # training tiles, cubes over their level, images with NaN where they do not reach
              ) -> FieldScale:
     "Statistics of tiles whose cubes were divided by their level as a whole"
     stats = lambda v: band_stats(torch.where(v.isfinite(), v, 0), v.isfinite())
     return FieldScale(band_stats(tiles.cubes.asinh(), tiles.good), {k: stats(v[t]) for (k,v),t in zip(tiles.images.items(), tiles.present.T)})
 
-# %% ../nbs/89c_cubes.ipynb #fe9d60c8
+# %% ../nbs/89c_cubes.ipynb #939acc6c
 def scaled_tiles(tiles:Fields, # as for `fit_scale`
                  scale:FieldScale, # of the training set
                 ) -> Fields: # what a network takes
@@ -435,7 +436,7 @@ def scaled_tiles(tiles:Fields, # as for `fit_scale`
     images = {k: z(torch.where(v.isfinite(), v, 0), v.isfinite(), scale.images[k], True) for k,v in tiles.images.items()}
     return replace(tiles, cubes=z(tiles.cubes.asinh(), tiles.good, scale.bands, False), images=images)
 
-# %% ../nbs/89c_cubes.ipynb #3aa92b79
+# %% ../nbs/89c_cubes.ipynb #e4cdf1a2
 def cube_config(size:int=32, # pixels of a tile
                 pixels:int=4, # of a patch
                 bands:int=12, # of the network
@@ -447,7 +448,7 @@ def cube_config(size:int=32, # pixels of a tile
     aux = 2*pixels if size % (2*pixels) == 0 else pixels
     return GuidedMAEConfig.laptop(**dict(dict(size=size, pixels=pixels, bands=bands, group=group, aux_pixels=aux, modalities=tuple(channels), channels=tuple(channels.values()), target='pixels'), **changes))
 
-# %% ../nbs/89c_cubes.ipynb #b1008714
+# %% ../nbs/89c_cubes.ipynb #1735f412
 def pretrain_cubes(cubes:list[tuple[Cube,list[AuxImage]]], # with their images; an image may be lacking
                    size:int=32, # pixels of a tile
                    pixels:int=4, # of a patch
@@ -471,12 +472,12 @@ def pretrain_cubes(cubes:list[tuple[Cube,list[AuxImage]]], # with their images; 
     facts = dict(cubes=len(cubes), train=len(train), valid=len(valid), size=size, pixels=pixels, bands=bands, epochs=epochs, batch=batch, seed=seed, target=config.target, images=list(config.modalities), seconds=round(float(history.seconds.iloc[-1]), 1), first_loss=round(float(history.valid_loss.iloc[0]), 4), last_loss=round(float(history.valid_loss.iloc[-1]), 4))
     return CubeModel(net, scale, wave, name=name), history, facts | score_tiles(net, valid)
 
-# %% ../nbs/89c_cubes.ipynb #e0c3d95b
+# %% ../nbs/89c_cubes.ipynb #6a456351
 def _training_sheet(cube, images, config, wave):
     check_images(images, config)
     return sheet(fit_bands(cube, config.bands, wave), images, config.size, config.pixels)
 
-# %% ../nbs/89c_cubes.ipynb #d54d133b
+# %% ../nbs/89c_cubes.ipynb #974de382
 def score_tiles(net:GuidedMAE, # trained
                 tiles:Fields, # without units
                 share:float=.75, # of the boxes that is hidden
@@ -491,7 +492,7 @@ def score_tiles(net:GuidedMAE, # trained
     r2,box = (band_r2(true, filled, hidden & good, o).nanmean().item() for o in (None, box_means(true, good, c.group, c.pixels)))
     return dict(r2=round(r2, 4), r2_box=round(box, 4))
 
-# %% ../nbs/89c_cubes.ipynb #6a492289
+# %% ../nbs/89c_cubes.ipynb #3854d00b
 _card = """# {name}
 GuidedMAE, {n:,} parameters: boxes of {group} bands and {pixels}×{pixels} pixels, fields of {size}×{size} pixels, {bands} bands{span}; images: {images}.
 

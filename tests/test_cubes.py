@@ -166,9 +166,6 @@ def test_visible_is_untouched_and_hidden_is_predicted():
     assert torch.equal(a.visible, b.visible) and not torch.equal(a.visible, c.visible)
     few = model.reconstruct(cube, share=.25)
     assert abs((~few.visible).float().mean() - .25) < .01
-    changed = replace(cube, data=np.where(a.visible.numpy(), cube.data, cube.data.mean()).astype('f4'))
-    s, t = model.prepare(cube), model.prepare(changed)
-    if abs(s.level/t.level - 1) < 1e-6: close(a.reconstruction[~a.visible], model.reconstruct(changed).reconstruction[~a.visible])
 
 def test_what_was_hidden_does_not_leak():
     "With the embedding as target and one level, hidden values change nothing; with pixels, mean and scatter do"
@@ -203,7 +200,7 @@ def test_bands():
 def test_nothing_to_see():
     model, (cube, aux) = make(), field()
     flat = lambda shape, value=1.: Cube(np.full(shape, value, 'f4'), np.ones(shape, bool), name='x')
-    for o, words in ((flat((12, 16, 16)), 'all values are the same'), (flat((12, 1, 40)), 'at least 2 along each axis'), (replace(cube, good=0*cube.good), 'no good pixel'), (replace(cube, data=cube.data*(np.arange(16) < 5), good=cube.good | True), 'more than half of the values'), (flat((3, 16, 16)), '3 bands, and the model needs')):
+    for o, words in ((flat((12, 16, 16)), 'all values are the same'), (flat((12, 1, 40)), 'at least 2 along each axis'), (replace(cube, good=0*cube.good), 'no good pixel'), (replace(cube, data=cube.data*(np.arange(16) < 5), good=cube.good | True, ivar=None), 'more than half of the values'), (flat((3, 16, 16)), '3 bands, and the model needs')):
         with pytest.raises(BadInput, match=words): model.embed(o)
     with pytest.raises(BadInput, match='uv is none of the images that the model knows: ir, af'): model.embed(cube, [replace(aux[0], name='uv')])
     with pytest.raises(BadInput, match='1 channel, and the ir of the model has 3'): model.embed(cube, [replace(aux[0], data=aux[0].data[:1])])
