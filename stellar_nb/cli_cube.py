@@ -518,16 +518,17 @@ predicts what varies within a box; mean and scatter of the hidden boxes are the 
 so r2 flatters and r2_box counts).
 """ + _read_help
 
-# %% ../nbs/91d_cli_cube.ipynb #6e510947
+# %% ../nbs/91d_cli_cube.ipynb #6eb106ec
 _pretrain_example = """example:
   stellar_nb cube pretrain cubes/ --image ir=infrared/ -o my_model --epochs 100
   stellar_nb cube embed cubes/ --image ir=infrared/ --model ./my_model -o out
 
 The bands of all cubes are averaged to --bands; the first cube with wavelengths decides
 where they lie. Cubes are cut into tiles of --size pixels that overlap by half. With five
-cubes or more, every fifth is kept back to measure; with fewer, a fifth of each is. MODELDIR
-gets weights (safetensors), config, scale, card.md, history.csv, training.json and
-pretrain.csv, which says of each cube whether it was used, and why not.
+cubes or more, every fifth is kept back to measure; with fewer, the end of each is (a fifth,
+at least a tile, at most half). MODELDIR gets weights (safetensors), config, scale, card.md,
+history.csv, training.json and pretrain.csv, which says of each cube whether it was used,
+and why not.
 All tiles are held in memory.
 """ + _read_help
 
