@@ -425,6 +425,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'stellar_nb.cubes.put_image': ('cubes.html#put_image', 'stellar_nb/cubes.py'),
                                   'stellar_nb.cubes.reconstruct_cube': ('cubes.html#reconstruct_cube', 'stellar_nb/cubes.py'),
                                   'stellar_nb.cubes.restore_cubes': ('cubes.html#restore_cubes', 'stellar_nb/cubes.py'),
+                                  'stellar_nb.cubes.say_r2': ('cubes.html#say_r2', 'stellar_nb/cubes.py'),
                                   'stellar_nb.cubes.scaled': ('cubes.html#scaled', 'stellar_nb/cubes.py'),
                                   'stellar_nb.cubes.scaled_tiles': ('cubes.html#scaled_tiles', 'stellar_nb/cubes.py'),
                                   'stellar_nb.cubes.score_tiles': ('cubes.html#score_tiles', 'stellar_nb/cubes.py'),

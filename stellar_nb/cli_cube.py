@@ -292,16 +292,17 @@ def plot_embedding(job:Job, # a cube
     h,w = pca.shape[:2]
     return _panels(os.path.basename(job.name)[-60:], (false_colour(np.where(cube.good, cube.data, np.nan)), 'cube', None), (pca, f'features: three components, {100*share:.0f} %', (-.5, w*p-.5, -.5, h*p-.5)))
 
-# %% ../nbs/91d_cli_cube.ipynb #93b632b1
+# %% ../nbs/91d_cli_cube.ipynb #35392383
 def plot_reconstruction(job:Job, # a cube
                         out:'Reconstructed', # what the model made of it
                        ) -> 'Figure': # three panels
     "The cube, what was shown of it, and what was made of that, in false colour"
     import numpy as np
+    from stellar_nb.cubes import say_r2
     x,seen,back = (o.numpy() for o in (out.original, out.visible, out.reconstruction))
     r2,box = (np.nanmean(o.numpy()) for o in (out.r2, out.r2_box))
     shown_part = np.where(seen, x, np.nan)
-    return _panels(f'{os.path.basename(job.name)[-60:]}   R² {r2:.2f}, within boxes {box:.2f}', (false_colour(x), 'original', None), (false_colour(shown_part, x), 'shown', None), (false_colour(back, x), 'reconstruction', None))
+    return _panels(f'{os.path.basename(job.name)[-50:]}   {say_r2(r2, box, out.given)}', (false_colour(x), 'original', None), (false_colour(shown_part, x), 'shown', None), (false_colour(back, x), 'reconstruction', None))
 
 # %% ../nbs/91d_cli_cube.ipynb #271140c3
 def _write(hdus, fig, path): # FITS and PNG, each whole or not at all
@@ -608,15 +609,15 @@ def run_embed(args:argparse.Namespace, # parsed options
     rows = embed_files(found, args.output, model, images, args.groups, found.after, args.quiet, axis=args.axis, wave_unit=args.wave_unit)
     return _end(args, rows, EMBED_TABLE, table, 'embedded')
 
-# %% ../nbs/91d_cli_cube.ipynb #f6d5de5f
+# %% ../nbs/91d_cli_cube.ipynb #e8525a15
 def run_reconstruct(args:argparse.Namespace, # parsed options
                    ) -> int: # exit status
     "The command `cube reconstruct`; Refused if nothing can be done"
-    from stellar_nb.cubes import can_reconstruct
+    from stellar_nb.cubes import can_reconstruct, say_r2
     images,model,files,table = _prepare_cubes(args, 'reconstruct.csv', can_reconstruct)
     found = _Found(files, args.quiet)
     rows = reconstruct_files(found, args.output, model, images, args.share, args.seed, found.after, args.quiet, axis=args.axis, wave_unit=args.wave_unit)
-    r2 = f', R2 {rows.r2.mean():.2f}, within boxes {rows.r2_box.mean():.2f}' if rows.r2.notna().any() else ''
+    r2 = ', ' + say_r2(rows.r2.mean(), rows.r2_box.mean(), bool(_given(model))) if rows.r2.notna().any() else ''
     return _end(args, rows, RECONSTRUCT_TABLE, table, 'reconstructed', r2)
 
 # %% ../nbs/91d_cli_cube.ipynb #9b7b9572
@@ -640,9 +641,10 @@ def run_pretrain(args:argparse.Namespace, # parsed options
     except BadInput as e: raise Refused(shown(e)) from None
     return _pretrain_end(args, model, facts, rows)
 
-# %% ../nbs/91d_cli_cube.ipynb #d4a07f93
+# %% ../nbs/91d_cli_cube.ipynb #0685c1f4
 def _pretrain_end(args, model, facts, rows):
+    from stellar_nb.cubes import say_r2
     if model is None: raise Refused('no usable cube')
-    ok,score = (rows.status == 'ok').sum(),f"; R2 {facts['r2']:.2f}, within boxes {facts['r2_box']:.2f}" if 'r2' in facts else ''
+    ok,score = (rows.status == 'ok').sum(),f"; {say_r2(facts['r2'], facts['r2_box'], facts['target'] == 'pixels')}" if 'r2' in facts else ''
     _say(f"cubes: {len(rows)}, used: {ok}, failed: {len(rows)-ok}; {facts['train']} tiles trained, {facts['valid']} kept back; images {', '.join(facts['images']) or 'none'}; loss {facts['first_loss']:.2f} to {facts['last_loss']:.2f}{score}; {facts['seconds']:.0f} s; model in {shown(args.output)}")
     return 0 if ok == len(rows) else 1

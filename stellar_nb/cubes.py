@@ -7,7 +7,7 @@ __all__ = ['LEAST_BANDS', 'LEAST_SEEN', 'CubeModel', 'restore_cubes', 'band_limi
            'check_images', 'Sheet', 'sheet', 'extent', 'cut_sheet', 'scaled', 'Embedded', 'embed_cube',
            'can_reconstruct', 'hidden_pixels', 'fill_hidden', 'fill_tiles', 'Reconstructed', 'box_means', 'band_r2',
            'to_units', 'reconstruct_cube', 'common_bands', 'fit_scale', 'scaled_tiles', 'cube_config', 'pretrain_cubes',
-           'score_tiles', 'cube_card']
+           'score_tiles', 'say_r2', 'cube_card']
 
 # %% ../nbs/89c_cubes.ipynb #7a8beb92
 import math, warnings
@@ -295,7 +295,7 @@ def fill_tiles(net:GuidedMAE, # the network
     join = lambda x: join_patches(x, net.config.grid, net.config.group)
     return join(boxes), join(hidden[..., None].expand_as(boxes))
 
-# %% ../nbs/89c_cubes.ipynb #de827224
+# %% ../nbs/89c_cubes.ipynb #dd7e9cb9
 class Reconstructed(NamedTuple):
     "A cube, what was shown of it, and what was made of that"
     original:Tensor # (band, y, x) in the cube's unit, bands of the model; NaN where bad
@@ -304,6 +304,7 @@ class Reconstructed(NamedTuple):
     r2:Tensor # (band,) of hidden good pixels, softened; NaN where there are none
     r2_box:Tensor # (band,) the same against the mean of each box
     wave:np.ndarray|None # (band,) Å
+    given:bool # were mean and scatter of hidden boxes taken from the cube?
 
 # %% ../nbs/89c_cubes.ipynb #590554af
 def _mend(x, at, size): # tiles (tile, channel, size, size) → (channel, y, x), the last one has the word
@@ -362,7 +363,7 @@ def reconstruct_cube(model:CubeModel, # a trained model
     filled,hidden = fill_tiles(net, f, share, gen, batch, quiet)
     return _reconstructed(model, fit_bands(cube, c.bands, model.wave), s, _mend(filled, at, c.size), _mend(hidden, at, c.size))
 
-# %% ../nbs/89c_cubes.ipynb #79af0a0c
+# %% ../nbs/89c_cubes.ipynb #f5abf872
 def _reconstructed(model, cube, s, z, hidden):
     c,(h,w),(y,x) = model.model.config, s.shape, z.shape[1:]
     true,good = s.cube[:, :y, :x], s.good[:, :y, :x]
@@ -370,7 +371,7 @@ def _reconstructed(model, cube, s, z, hidden):
     r2,box = (band_r2(true, z, counts, o) for o in (None, box_means(true, good, c.group, c.pixels)))
     original,good,hidden = _batch(cube.data)[0], good[:, :h, :w], hidden[:, :h, :w]
     filled = torch.where(hidden, to_units(model, z, s.level)[:, :h, :w], original)
-    return Reconstructed(torch.where(good, original, torch.nan), good & ~hidden, torch.where(good, filled, torch.nan), r2, box, cube.wave)
+    return Reconstructed(torch.where(good, original, torch.nan), good & ~hidden, torch.where(good, filled, torch.nan), r2, box, cube.wave, c.target == 'pixels')
 
 # %% ../nbs/89c_cubes.ipynb #59bbcb14
 CubeModel.reconstruct = reconstruct_cube
@@ -492,11 +493,20 @@ def score_tiles(net:GuidedMAE, # trained
     r2,box = (band_r2(true, filled, hidden & good, o).nanmean().item() for o in (None, box_means(true, good, c.group, c.pixels)))
     return dict(r2=round(r2, 4), r2_box=round(box, 4))
 
-# %% ../nbs/89c_cubes.ipynb #3854d00b
+# %% ../nbs/89c_cubes.ipynb #c66acecd
+def say_r2(r2:float, # against the mean of each band
+           r2_box:float, # against the mean of each box
+           given:bool, # were mean and scatter of the boxes given?
+          ) -> str: # a phrase
+    "The number that counts, first"
+    text = f'R² within boxes {r2_box:.2f} (R² {r2:.2f} with mean and scatter of the boxes given)'
+    return text if given else f'R² {r2:.2f}, within boxes {r2_box:.2f}'
+
+# %% ../nbs/89c_cubes.ipynb #c5ce03e4
 _card = """# {name}
 GuidedMAE, {n:,} parameters: boxes of {group} bands and {pixels}×{pixels} pixels, fields of {size}×{size} pixels, {bands} bands{span}; images: {images}.
 
-Trained on {train} tiles of {cubes} cubes, {epochs} passes, {seconds:.0f} s, seed {seed}; target: {target}. Features and reconstructions are good for cubes like these; of others it was not asked.
+Trained on {train} tiles of {cubes} cube{s}, {epochs} passes, {seconds:.0f} s, seed {seed}; target: {target}. Features and reconstructions are good for cubes like these; of others it was not asked.
 
 On {valid} tiles that were kept back, three quarters of the boxes hidden: {scores}
 """
@@ -506,6 +516,6 @@ def cube_card(model:CubeModel, # trained
              ) -> str: # Markdown
     "What a model's card says"
     span = '' if model.wave is None else ' at {:.0f}–{:.0f} Å'.format(*band_limits(model.wave)[[0, -1]])
-    scores = 'R² {r2:.2f}, within boxes {r2_box:.2f}.'.format(**facts) if 'r2' in facts else 'not measured, since predictions are no pixels.'
+    scores = say_r2(facts['r2'], facts['r2_box'], facts['target'] == 'pixels') + '.' if 'r2' in facts else 'not measured, since predictions are no pixels.'
     n = sum(o.numel() for o in model.model.parameters())
-    return _card.format(**facts | dict(images=', '.join(facts['images']) or 'none', name=model.name or 'a model of cubes', n=n, group=model.model.config.group, span=span, scores=scores))
+    return _card.format(**facts | dict(images=', '.join(facts['images']) or 'none', name=model.name or 'a model of cubes', n=n, group=model.model.config.group, span=span, scores=scores, s='s'*(facts['cubes'] != 1)))

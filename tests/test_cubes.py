@@ -299,7 +299,7 @@ def test_reconstruct(here, run, saved, model):
     write_all(2)
     status, _, err = run('reconstruct', 'cubes', *IMAGES, '--model', model, '-o', 'out', '--share', '.5', '--seed', 3)
     t = table('out/reconstruct.csv')
-    assert status == 0 and list(t.columns) == list(RECONSTRUCT_TABLE) and 'cubes: 2, reconstructed: 2, failed: 0, R2 ' in err[0]
+    assert status == 0 and list(t.columns) == list(RECONSTRUCT_TABLE) and 'cubes: 2, reconstructed: 2, failed: 0, R² ' in err[0] and ('with mean and scatter' in err[0]) is (model == 'pixels')
     assert (abs(t.hidden - .5) < .05).all() and np.isfinite(t[['r2', 'r2_box']].astype(float)).all(axis=None) and t['flags'].tolist() == ['given_level' if model == 'pixels' else '']*2
     cube = read_cube('cubes/f1.fits')
     want = load_pretrained(saved/model).reconstruct(cube, [read_image(f'{k}/f1.fits', name=k) for k in ('ir', 'af')], .5, 3)
@@ -323,7 +323,7 @@ def test_pretrain_then_use(here, run):
     assert list(t.columns) == list(PRETRAIN_TABLE) and t.status.tolist() == ['ok']*6 + ['failed']*2 and t['flags'][2] == 'no_ir'
     assert {'card.md', 'config.json', 'history.csv', 'training.json', 'model.safetensors', 'pretrain.csv'} <= set(os.listdir('mine')) and len(pd.read_csv('mine/history.csv')) == 2
     card, facts = Path('mine/card.md').read_text(), json.loads(Path('mine/training.json').read_text())
-    assert card.startswith('# mine') and f"R² {facts['r2']:.2f}" in card and '4000–8800 Å' in card and facts['images'] == ['ir', 'af']
+    assert card.startswith('# mine') and f"R² within boxes {facts['r2_box']:.2f}" in card and '4000–8800 Å' in card and facts['images'] == ['ir', 'af']
     assert run('embed', 'cubes/f0.fits', *IMAGES, '--model', './mine', '-o', 'out')[0] == 0 and run('reconstruct', 'cubes/f0.fits', '--model', './mine', '-o', 'out')[0] == 0
     model, facts, rows = pretrain_files('cubes', 'twin', dict(ir='ir', af='af'), 8, 4, epochs=2, width=48, depth=1, batch=64, seed=42)
     assert rows.status.tolist() == t.status.tolist() and facts['r2'] == json.loads(Path('mine/training.json').read_text())['r2']
