@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .classifier import ClassModel, restore_classes
 from .core import *
+from .cubes import CubeModel, restore_cubes
 from .data.inputs import PfsInput
 from .data.labels import LabelScale
 from .data.preprocess import PreprocessConfig, stack
@@ -26,6 +27,7 @@ from .data.xp import XpInput
 from .encoders.lightcurve import DesaLightCurve, LightCurveEncoderConfig
 from .encoders.spectra import DesaSpectra, SpectraEncoderConfig
 from .eval.domain import Domain
+from .models.mae import GuidedMAE, GuidedMAEConfig
 from .models.mamba_fusion import StarClassifierConfig, StarClassifierFusion
 from .models.specvit import SpecViT, SpecViTConfig
 from .objectives.quantile import widen
@@ -156,7 +158,7 @@ LabelModel.predict = predict_labels
 
 # %% ../nbs/90_pretrained.ipynb #737203de
 _models = {'SpecViT': (SpecViT, SpecViTConfig), 'StarClassifierFusion': (StarClassifierFusion, StarClassifierConfig),
-           'DesaSpectra': (DesaSpectra, SpectraEncoderConfig), 'DesaLightCurve': (DesaLightCurve, LightCurveEncoderConfig)}
+           'DesaSpectra': (DesaSpectra, SpectraEncoderConfig), 'DesaLightCurve': (DesaLightCurve, LightCurveEncoderConfig), 'GuidedMAE': (GuidedMAE, GuidedMAEConfig)}
 _inputs = {o.__name__: o for o in (PreprocessConfig, PfsInput, XpInput)}
 
 # %% ../nbs/90_pretrained.ipynb #a8af0ad7
@@ -173,7 +175,7 @@ def _write(folder, model, half):
     (folder/'model.safetensors').chmod((folder/'config.json').stat().st_mode)  # safetensors makes it private
 
 # %% ../nbs/90_pretrained.ipynb #d0ec3054
-def save_pretrained(model:LabelModel|ClassModel|PeriodModel, # what to save
+def save_pretrained(model:LabelModel|ClassModel|PeriodModel|CubeModel, # what to save
                     folder:str|Path, # where; an older model of that name is replaced
                     half:bool=False, # store the weights in float16 (half the size, about 3 digits)
                     history:pd.DataFrame|None=None, # of the training, a row an epoch; saved as `history.csv`
@@ -221,7 +223,7 @@ def _network(folder):
 # %% ../nbs/90_pretrained.ipynb #4a4a8e31
 def _prep(folder, net):
     o = json.loads((folder/'preprocessing.json').read_text())
-    if restore := dict(classes=restore_classes, period=restore_periods).get(o.get('kind')): return restore(net, o, (folder/'card.md').read_text(), folder.absolute().name)
+    if restore := dict(classes=restore_classes, period=restore_periods, cube=restore_cubes).get(o.get('kind')): return restore(net, o, (folder/'card.md').read_text(), folder.absolute().name)
     deep = lambda v: tuple(map(deep, v)) if isinstance(v, list) else v
     tuples = lambda d: {k: deep(v) for k,v in d.items()}
     kind = o.get('input', 'PreprocessConfig')
@@ -232,7 +234,7 @@ def _prep(folder, net):
 
 # %% ../nbs/90_pretrained.ipynb #47de27d9
 def load_pretrained(name:str|Path='specvit_lamost', # name of a shipped model, or the path of a folder
-                   ) -> LabelModel|ClassModel|PeriodModel: # ready to predict, on the CPU
+                   ) -> LabelModel|ClassModel|PeriodModel|CubeModel: # ready to predict, on the CPU
     "Read a model's folder; BadInput names what is wrong with it"
     folder = find_model(name)
     try: return _prep(folder, _network(folder))

@@ -181,7 +181,7 @@ def presence(self:GuidedMAE,
     "Which object has which image; ValueError for an unknown name, or where an image is said to be there and is not given"
     names,images = self.config.modalities, images or {}
     if odd := [k for k in images if k not in names]: raise ValueError(f'images are called {", ".join(names)}, not {", ".join(odd)}')
-    given = torch.tensor([k in images for k in names])
+    given = torch.tensor([k in images for k in names], dtype=torch.bool)
     if present is None: return given.expand(len(cube), -1)
     if present.shape != (len(cube), len(names)): raise ValueError(f'presence has the shape {(len(cube), len(names))}, an object a row and a modality a column, not {tuple(present.shape)}')
     if len(lost := (present.bool() & ~given.to(present.device)).any(0).nonzero()): raise ValueError(f'{names[lost[0]]} is said to be present, but no such image is given')

@@ -67,14 +67,14 @@ class FieldNet(nn.Module):
         named = dict(zip(self.names, images))
         return tuple(self.net(cubes, named, in_order(present, self.names, self.net.config.modalities), good))
 
-# %% ../../nbs/74_train.mae.ipynb #6019c26d
+# %% ../../nbs/74_train.mae.ipynb #7bcc13ab
 def in_order(present:Tensor, # (b, M) bool
              names:tuple[str,...], # of its columns
              modalities:tuple[str,...], # of the network
             ) -> Tensor: # (b, the network's M) bool, False for those that are not among the names
     "Which images are there, in the network's order"
     none = present.new_zeros(len(present))
-    return torch.stack([present[:, names.index(k)] if k in names else none for k in modalities], 1)
+    return torch.stack([present[:, names.index(k)] if k in names else none for k in modalities], 1) if modalities else present[:, :0]
 
 # %% ../../nbs/74_train.mae.ipynb #f4784add
 SCHEDULE = dict(lr=2e-3, floor=1e-5, warm=.05, batch=64)
