@@ -17,7 +17,8 @@ from .core import Recipe, make_model
 # %% ../../nbs/92e_recipes.main.ipynb #be3a0948
 RECIPES = dict( # model → module and object
     specvit_lamost='lamost.LAMOST', specvit_pfs='pfs.PFS_RECIPE', specvit_xp='xp.XP', fusion_sky='sky.FUSION',
-    desa_spectra='spectra.DESA_SPECTRA', desa_lightcurve='lightcurve.LIGHTCURVE', desa_quarter='lightcurve.QUARTER')
+    desa_spectra='spectra.DESA_SPECTRA', desa_lightcurve='lightcurve.LIGHTCURVE', desa_quarter='lightcurve.QUARTER',
+    guided_mae='cube.GUIDED')
 
 def find_recipe(name:str, # a key of `RECIPES`
                ) -> Recipe: # how the model is made
@@ -33,7 +34,7 @@ def parser() -> argparse.ArgumentParser: # of `python -m stellar_nb.recipes`
     p.add_argument('--preset', default='laptop', help='how long to train: smoke (seconds), laptop (minutes on two cores; default), shipped, or another that the model\'s page lists')
     p.add_argument('--out', default='models', help='folder for the result (default: models); a checkpoint found there is taken up')
     p.add_argument('--seed', type=int, default=42, help='seed of weights and stars (default: 42)')
-    p.add_argument('--workers', type=int, default=1, help='processes that draw mock light curves (default: 1); the stars do not depend on it')
+    p.add_argument('--workers', type=int, default=1, help='processes that draw light curves or fields (default: 1); the stars do not depend on it')
     return p
 
 # %% ../../nbs/92e_recipes.main.ipynb #53c0cace

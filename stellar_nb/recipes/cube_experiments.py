@@ -125,7 +125,7 @@ VARIANTS = {'guided': Variant(), 'cube alone': Variant(images=(), weight=0.), 'h
 QUICK = ('guided', 'cube alone', 'hard fusion', 'untrained') # asked with few labels, too
 TUNED = ('guided', 'cube alone', 'untrained') # their encoders are fine-tuned, too
 
-# %% ../../nbs/92r_recipes.cube_experiments.ipynb #5ff09564
+# %% ../../nbs/92r_recipes.cube_experiments.ipynb #7360531a
 SHIFTS = (0., 2., 4., 8.)
 
 def prepare(preset:str, # a key of `recipes.cube.PRESETS`
@@ -137,7 +137,7 @@ def prepare(preset:str, # a key of `recipes.cube.PRESETS`
     out,p = Path(out),PRESETS[preset]
     if (out/'fields.safetensors').exists(): return
     m = draw_fields(p['fields'], seed, workers=workers)
-    scale = FieldScale.fit(m.cubes[:2000], m.good[:2000], {k: v[:2000] for k,v in m.images.items()})
+    scale = field_scale(m)
     tensors = pack('train', scale(m.cubes, m.good, m.images))
     m = replace(m, labels=m.labels[:LABELLED], fields=m.fields[:LABELLED])
     tests = [draw_fields(p['test'], seed+1, 'test', s, workers) for s in SHIFTS]
