@@ -13,7 +13,7 @@ from stellar_nb.recipes.alignment import ABLATIONS, ALIGNERS, PLAIN
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT/'.cache'
 NBS = CACHE/'nbs'
-TRAINED = 'desa_lightcurve', 'specvit_pfs', 'specvit_lamost', 'desa_spectra', 'fusion_sky', 'desa_quarter', 'specvit_xp'  # at the laptop preset; minutes on one core each
+TRAINED = 'desa_lightcurve', 'specvit_pfs', 'specvit_lamost', 'desa_spectra', 'fusion_sky', 'desa_quarter', 'specvit_xp', 'guided_mae'  # at the laptop preset; minutes on one core each
 FEATURES,RESULTS = CACHE/'features', CACHE/'results'  # of DESA's experiments
 QUICK = tuple(k for k in (*ALIGNERS, *ABLATIONS, *PLAIN) if k != 'DESA, scalar tokens')  # these tokens alone take as long as all others
 WORKERS = 2  # steps at a time, one thread each: small batches gain nothing from a second thread
@@ -75,25 +75,38 @@ def desa(preset, features, out, seeds, methods, log=None, **env):
     run('-m', 'stellar_nb.recipes.alignment', '--preset', preset, '--features', features, '--out', out, '--seeds', seeds, '--workers', WORKERS, '--methods', *methods, log=log, OMP_NUM_THREADS='1', **env)
 
 
+def cubes(preset, out, seeds, log=None):
+    "Variants of the guided autoencoder on mock cubes, and real cubes with few labels where they are at hand; what is there is kept"
+    run('-m', 'stellar_nb.recipes.cube_experiments', '--preset', preset, '--out', out, '--seeds', seeds, '--workers', WORKERS, log=log, OMP_NUM_THREADS='1')
+    if real := data_dir('hsi'): run('-m', 'stellar_nb.recipes.cube_real', '--preset', preset, '--data', real, '--out', out, '--workers', WORKERS, log=log and log.with_stem('cubes-real'), OMP_NUM_THREADS='1')
+    for o in out.glob('cube_*'): shutil.copy(o, RESULTS)
+
+
 def reproduce_full():
     "The stored tables: three seeds of every method with the shipped encoders"
     features,out = CACHE/'features-full', CACHE/'results-full'
     print('This takes hours on two cores. It can be stopped and started again: what is done is kept.', flush=True)
     desa('full', features, out, 3, (*ALIGNERS, *PLAIN))
     desa('ablation', features, out, 3, ('DESA', 'untrained', *ABLATIONS))
-    print(f'\nThe tables: {out}. Copy desa_* to stellar_nb/data/results to ship them.')
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    cubes('full', CACHE/'cubes-full', 3)
+    print(f'\nThe tables: {out} and {CACHE/"cubes-full"}. Copy desa_* and cube_* to stellar_nb/data/results to ship them.')
 
 
 def reproduce():
     if sys.version_info < (3, 11) and not shutil.which('quarto'): sys.exit('the site needs Python 3.11 or Quarto: make reproduce PYTHON=python3.12')
     lib = digest(ROOT/'stellar_nb')
-    print('This takes some fifty minutes on two cores, by estimate; a second run only repeats what has changed.', flush=True)
+    print('This takes about an hour on two cores; a second run only repeats what has changed.', flush=True)
     together([lambda name=name: step(f'train {name}', lib + str(data_dir()), CACHE/'models'/name, lambda: run('-m', 'stellar_nb.recipes', name, '--preset', 'laptop', '--out', CACHE/'models',
                                                                                            log=CACHE/'logs'/f'train-{name}.log', OMP_NUM_THREADS='1')) for name in TRAINED])
     def experiments():
         for o in (FEATURES, RESULTS): shutil.rmtree(o, ignore_errors=True)
         desa('laptop', FEATURES, RESULTS, 1, QUICK, CACHE/'logs'/'desa.log', STELLAR_NB_MODELS=str(CACHE/'models'))
+    def cube_experiments():
+        shutil.rmtree(CACHE/'cubes', ignore_errors=True)
+        cubes('laptop', CACHE/'cubes', 1, CACHE/'logs'/'cubes.log')
     step('DESA and its rivals', lib + digest(*(CACHE/'models'/k for k in ('desa_spectra', 'desa_lightcurve'))), RESULTS/'desa_runs.csv', experiments)
+    step('cubes, guided and not', lib + str(data_dir()), RESULTS/'cube_scores.csv', cube_experiments)
     def figure(nb):
         copy = NBS/nb.relative_to(ROOT/'nbs')
         def work():
@@ -109,7 +122,7 @@ def reproduce():
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--store', action='store_true', help='execute the notebooks in place, with the shipped models')
-    parser.add_argument('--full', action='store_true', help='make the stored tables of DESA and its rivals over three seeds instead')
+    parser.add_argument('--full', action='store_true', help='make the stored tables of DESA, its rivals and the cubes over three seeds instead')
     o = parser.parse_args()
     try: together([lambda nb=nb: execute(nb) for nb in results(ROOT/'nbs')]) if o.store else reproduce_full() if o.full else reproduce()
     except subprocess.CalledProcessError as e: sys.exit(f'stopped: {" ".join(map(str, e.cmd[1:4]))} failed')

@@ -2209,7 +2209,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'stellar_nb.recipes.cube.recalls': ('recipes.cube.html#recalls', 'stellar_nb/recipes/cube.py'),
                                          'stellar_nb.recipes.cube.ridge_cv': ('recipes.cube.html#ridge_cv', 'stellar_nb/recipes/cube.py'),
                                          'stellar_nb.recipes.cube.stars_of': ('recipes.cube.html#stars_of', 'stellar_nb/recipes/cube.py'),
-                                         'stellar_nb.recipes.cube.to_pixels': ('recipes.cube.html#to_pixels', 'stellar_nb/recipes/cube.py'),
                                          'stellar_nb.recipes.cube.tokens_of': ('recipes.cube.html#tokens_of', 'stellar_nb/recipes/cube.py'),
                                          'stellar_nb.recipes.cube.train_guided': ( 'recipes.cube.html#train_guided',
                                                                                    'stellar_nb/recipes/cube.py')},

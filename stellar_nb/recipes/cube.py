@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SIZE', 'STARS', 'PRESETS', 'PENALTIES', 'LABELS', 'GLOBAL', 'WAVE', 'GUIDED', 'MockFields', 'draw_fields',
-           'network_of', 'to_pixels', 'cube_tokens', 'hidden_r2', 'explained', 'Ridge', 'ridge_cv', 'tokens_of',
-           'log_labels', 'pixel_r2', 'pixel_probe', 'global_probe', 'recalls', 'field_scale', 'train_guided',
-           'stars_of', 'guided_card']
+           'network_of', 'cube_tokens', 'hidden_r2', 'explained', 'Ridge', 'ridge_cv', 'tokens_of', 'log_labels',
+           'pixel_r2', 'pixel_probe', 'global_probe', 'recalls', 'field_scale', 'train_guided', 'stars_of',
+           'guided_card']
 
-# %% ../../nbs/92q_recipes.cube.ipynb #3a1e8de1
+# %% ../../nbs/92q_recipes.cube.ipynb #78eac01f
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..blocks.cubepatch import TokenMask, mask_tokens, take_tokens, cube_patches
 from ..core import *
-from ..cubes import CubeModel
+from ..cubes import CubeModel, hidden_pixels
 from ..data.fields import Fields, FieldScale
 from ..mock.cube import band_edges, mock_cube, on_grid
 from ..models.mae import GuidedMAE, GuidedMAEConfig
@@ -62,9 +62,10 @@ def draw_fields(n:int, # fields
     cat = lambda xs: torch.from_numpy(np.concatenate(xs))
     return MockFields(cat(cubes), cat(good), {k: cat([o[k] for o in images]) for k in images[0]}, cat(labels), pd.concat(tables, ignore_index=True))
 
-# %% ../../nbs/92q_recipes.cube.ipynb #74070190
-PRESETS = dict(smoke=dict(fields=96, epochs=1, test=48, counts=(16,), steps=4), laptop=dict(fields=800, epochs=6, test=200, counts=(16, 64), steps=60),
-               full=dict(fields=6000, epochs=24, batch=256, test=600, counts=(4, 16, 64, 256), steps=400), # counts: fields with labels; steps of fine-tuning
+# %% ../../nbs/92q_recipes.cube.ipynb #8be9ccd6
+PRESETS = dict(smoke=dict(fields=96, epochs=1, test=48, counts=(16,), steps=4), laptop=dict(fields=800, epochs=5, batch=16, test=200, counts=(16, 64), steps=60),
+               shipped=dict(fields=6000, epochs=10, batch=32, test=600), # 1,870 steps
+               full=dict(fields=6000, epochs=24, batch=256, test=600, counts=(4, 16, 64, 256), steps=400), # 576 steps; counts: fields with labels; steps: of fine-tuning
                paper=dict(fields=100_000, epochs=800, batch=1024, test=1000)) # document 001 gives no schedule; 800 passes are those of He et al. 2022
 
 def network_of(preset:str='laptop', # a key of `PRESETS`
@@ -74,16 +75,7 @@ def network_of(preset:str='laptop', # a key of `PRESETS`
     if preset == 'paper': return GuidedMAEConfig.paper(**changes)
     return GuidedMAEConfig.laptop(**{**dict(size=SIZE, pixels=4, aux_pixels=8), **changes})
 
-# %% ../../nbs/92q_recipes.cube.ipynb #3f582642
-def to_pixels(net:GuidedMAE, # predicts embeddings
-              pred:Tensor, # (b, m, width) patch embeddings
-             ) -> Tensor: # (b, m, group·pixels²)
-    "Patches with these embeddings; ValueError where the embedding loses pixels"
-    p = net.encoder.embed.proj
-    if p.in_features > p.out_features: raise ValueError(f'{p.out_features} features of an embedding do not determine the {p.in_features} numbers of a patch')
-    return (pred-p.bias)@torch.linalg.pinv(p.weight).T
-
-# %% ../../nbs/92q_recipes.cube.ipynb #494857d3
+# %% ../../nbs/92q_recipes.cube.ipynb #32191939
 def _at(net, f): # fields where the network is
     d = next(net.parameters()).device
     return Fields(f.cubes.to(d), f.good.to(d), {k: v.to(d) for k,v in f.images.items()}, f.present)
@@ -96,7 +88,7 @@ def cube_tokens(f:Fields, # of a network with
 
 def _shown(f, net): return in_order(f.present, tuple(f.images), net.config.modalities)
 
-# %% ../../nbs/92q_recipes.cube.ipynb #40252466
+# %% ../../nbs/92q_recipes.cube.ipynb #aa52b406
 @torch.no_grad()
 def hidden_r2(net:GuidedMAE, # with 'embedding' as target
               f:Fields, # to hide from
@@ -107,7 +99,7 @@ def hidden_r2(net:GuidedMAE, # with 'embedding' as target
     f,c = _at(net, f.only(*names)),net.config
     out = net(f.cubes, f.images, _shown(f, net), mask=mask_tokens(len(f), cube_tokens(f, c), c.share, generator(seed)).to(f.cubes.device))
     true,good = (take_tokens(cube_patches(o, c.group, c.pixels), out.masked) for o in (f.cubes, f.good.float()))
-    return explained(to_pixels(net, out.pred), true, good > 0)
+    return explained(hidden_pixels(net, out, cube_patches(f.cubes, c.group, c.pixels)), true, good > 0)
 
 def explained(pred:Tensor, # (…) predictions
               true:Tensor, # (…) truth
@@ -117,7 +109,7 @@ def explained(pred:Tensor, # (…) predictions
     error,spread = (pred-true)[good].double().square().mean(), true[good].double().var(unbiased=False)
     return (1-error/spread).item()
 
-# %% ../../nbs/92q_recipes.cube.ipynb #2126deb6
+# %% ../../nbs/92q_recipes.cube.ipynb #e2152b06
 class Ridge:
     "Linear regression with a penalty, in double precision; one decomposition serves all penalties"
     def __init__(self,
@@ -137,7 +129,7 @@ class Ridge:
         w = self.vectors@(self.right/(self.values.clamp(min=0)[:, None]+penalty))
         return ((new.double()-self.mean)/self.std)@w+self.level
 
-# %% ../../nbs/92q_recipes.cube.ipynb #8e01e490
+# %% ../../nbs/92q_recipes.cube.ipynb #c9478bd0
 PENALTIES = 10.**np.arange(-2, 5)
 
 def ridge_cv(x:Tensor, # (row, feature) training features
@@ -152,7 +144,7 @@ def ridge_cv(x:Tensor, # (row, feature) training features
     error = [((part(x[out], p)-y[out].double()).square().mean(0)/var).mean().item() for p in PENALTIES]
     return partial(Ridge(x, y), penalty=PENALTIES[int(np.argmin(error))])
 
-# %% ../../nbs/92q_recipes.cube.ipynb #08f781bb
+# %% ../../nbs/92q_recipes.cube.ipynb #a12cf26a
 @torch.no_grad()
 def tokens_of(net:GuidedMAE, # trained, or not
               f:Fields, # to read
@@ -166,7 +158,7 @@ def tokens_of(net:GuidedMAE, # trained, or not
         out.append(place_features(net.represent(b.cubes, b.images, _shown(b, net), b.good), c.grid[0]).cpu())
     return torch.cat(out)
 
-# %% ../../nbs/92q_recipes.cube.ipynb #599999e0
+# %% ../../nbs/92q_recipes.cube.ipynb #52b0c45f
 LABELS = ('log teff', 'logg', 'feh')
 
 def log_labels(labels:Tensor, # (field, 3, y, x) teff (K), logg, feh
@@ -180,7 +172,7 @@ def pixel_r2(pred:Tensor, # (field, place, label, pixel)
     "Share of the variance between lit pixels that is explained"
     return {k: explained(pred[:, :, i], true[:, :, i], true[:, :, i].isfinite()) for i,k in enumerate(LABELS)}
 
-# %% ../../nbs/92q_recipes.cube.ipynb #eec09fd6
+# %% ../../nbs/92q_recipes.cube.ipynb #2be3717c
 def pixel_probe(train:Tensor, # (field, place, feature) of labelled fields
                 y:Tensor, # (field, 3, y, x) their labels, as regressed
                 test:Tensor, # (field, place, feature) of test fields
@@ -195,7 +187,7 @@ def pixel_probe(train:Tensor, # (field, place, feature) of labelled fields
         return ridge_cv(train[lit], t[..., j][lit], group[lit])(test.flatten(0, 1)).view(*test.shape[:2], 3)
     return torch.stack([one(j) for j in range(pixels**2)], -1)
 
-# %% ../../nbs/92q_recipes.cube.ipynb #66ffbe8b
+# %% ../../nbs/92q_recipes.cube.ipynb #5e066f1f
 GLOBAL = ('av', 'feh', 'distance')
 
 def global_probe(train:Tensor, # (field, place, feature) of labelled fields
@@ -208,7 +200,7 @@ def global_probe(train:Tensor, # (field, place, feature) of labelled fields
     p,t = ridge_cv(train.mean(1), of(y), torch.arange(len(y)))(test.mean(1)), of(true)
     return {k: explained(p[:, i], t[:, i], torch.ones(len(t), dtype=torch.bool)) for i,k in enumerate(GLOBAL)}
 
-# %% ../../nbs/92q_recipes.cube.ipynb #d4542321
+# %% ../../nbs/92q_recipes.cube.ipynb #86cf2bc5
 @torch.no_grad()
 def recalls(net:GuidedMAE, # trained
             f:Fields, # at most as many as are compared
@@ -224,7 +216,7 @@ def recalls(net:GuidedMAE, # trained
         return (score > score.diagonal()[:, None]).sum(1)
     return {(m, k): (rank(m) < k).float().mean().item() for m in f.images for k in ks}
 
-# %% ../../nbs/92q_recipes.cube.ipynb #1790e3a4
+# %% ../../nbs/92q_recipes.cube.ipynb #f9e2a345
 def field_scale(m:MockFields, # training fields
                ) -> FieldScale: # of the first two thousand
     "Statistics of mock fields"
@@ -243,7 +235,7 @@ def train_guided(preset:str='laptop', # a key of `PRESETS`
     net,history = fit_mae(train, valid, config, p['epochs'], batch=p.get('batch', 64), seed=seed, desc='guided_mae', checkpoint=Path(out)/f'guided_mae-{preset}.checkpoint.safetensors', half=preset == 'paper')
     return CubeModel(net, scale, WAVE), history, dict(fields=p['fields'], spectra=p['fields'], epochs=p['epochs'], batch=p.get('batch', 64))
 
-# %% ../../nbs/92q_recipes.cube.ipynb #a83fe12f
+# %% ../../nbs/92q_recipes.cube.ipynb #b0229fe2
 WAVE = tuple((band_edges()[1:]+band_edges()[:-1])/2) # Å, middle of the bands
 
 def stars_of(size:int, # pixels of a field along each axis
@@ -251,7 +243,7 @@ def stars_of(size:int, # pixels of a field along each axis
     "As crowded as `STARS` in a field of `SIZE`"
     return tuple(round(o*(size/SIZE)**2) for o in STARS)
 
-# %% ../../nbs/92q_recipes.cube.ipynb #db609597
+# %% ../../nbs/92q_recipes.cube.ipynb #6d25273e
 def guided_card(model:CubeModel, # trained
                 preset:str, # that trained it
                 training:dict, # hyper-parameters
@@ -269,7 +261,7 @@ def guided_card(model:CubeModel, # trained
     return _card.format(parameters=sum(o.numel() for o in net.parameters()), preset=preset, took=took, n=n, alone=hidden_r2(net, test), guided=hidden_r2(net, test, tuple(test.images)),
                         probe=', '.join(f'{k} {v:.2f}' for k,v in pixel.items()), found=', '.join(f'{k} {found[k, 1]:.2f}' for k in test.images), of=min(128, n), **{k: training[k] for k in ('fields', 'epochs')})
 
-# %% ../../nbs/92q_recipes.cube.ipynb #2830c8d3
+# %% ../../nbs/92q_recipes.cube.ipynb #018f01c9
 _about = """Input: a cube with the twelve bands of 400 Å from 4000 to 8800 Å (cubes with finer wavelengths are averaged to them), in any linear unit, and none, some or all of the images `ir` (J, H, Ks), `af` (Hα, beside it, Mg b; electrons of this mock survey) and `thickness` (A_V, mag). Output: 64 features for each box of 4 × 4 pixels and three bands, and what hidden boxes may hold.
 
 Trained on mock star clusters behind dust: whatever is not a star in front of a dark sky it has never seen."""
@@ -283,4 +275,4 @@ GuidedMAE, {parameters:,} parameters, preset `{preset}`: {fields:,} mock fields,
 Three quarters of the boxes hidden, the share of their variance that comes back: {alone:.2f} without images, {guided:.2f} with all three. Linear layer on frozen features, trained on 64 labelled fields, R² of pixels: {probe}. The own image among those of {of} fields is the nearest to the cube in a share of: {found}.
 """
 
-GUIDED = Recipe('guided_mae', train_guided, None, {**{k: dict(v, calibrate=0) for k,v in PRESETS.items()}, 'shipped': dict(PRESETS['full'], calibrate=0)}, _about, calibrate=lambda model,n,workers=1: model, card=guided_card, parallel=True)
+GUIDED = Recipe('guided_mae', train_guided, None, {k: dict(v, calibrate=0) for k,v in PRESETS.items()}, _about, calibrate=lambda model,n,workers=1: model, card=guided_card, parallel=True)
