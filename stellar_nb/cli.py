@@ -42,11 +42,11 @@ def shown(name:str|Path, # a path, perhaps with line breaks or bytes that are no
     return ''.join(c if c.isprintable() or c == '\u3000' else c.encode('unicode_escape', 'surrogatepass').decode('ascii') for c in str(name))
 
 # %% ../nbs/91_cli.ipynb #c50dfbbb
-_first = [[k for k in COLUMNS if k != 'model'], 'file status reason modalities source_id separation classes'.split(), 'file star status reason prot prot_lo prot_hi'.split(), 'file status reason shape unit wave_min wave_max'.split()] # with which the tables of the commands begin
+_first = [[k for k in COLUMNS if k != 'model'], 'file status reason modalities source_id separation classes'.split(), 'file star status reason prot prot_lo prot_hi'.split(), 'file status reason shape unit wave_min wave_max'.split(), 'file curve status reason modalities'.split()] # with which the tables of the commands begin
 
 def is_predictions(path:str|Path, # a file
                   ) -> bool: # False also where it cannot be opened
-    "Is this a table that `predict`, `classify`, `period` or `cube` wrote?"
+    "Is this a table that `predict`, `classify`, `period`, `cube` or `embed` wrote?"
     try:
         with open(path, 'rb') as f: head = f.read(2**14)
         if head[:4] == b'PAR1':
@@ -218,7 +218,7 @@ def choose_model(spectrum:'Spectrum', # as a reader returned it
 
 # %% ../nbs/91_cli.ipynb #7efb6277
 def _made_for(model): # what another command's model does
-    other = dict(ClassModel='it names types of stars: stellar_nb classify', PeriodModel='it reads light curves: stellar_nb period', CubeModel='it reads cubes: stellar_nb cube')
+    other = dict(ClassModel='it names types of stars: stellar_nb classify', PeriodModel='it reads light curves: stellar_nb period', CubeModel='it reads cubes: stellar_nb cube', AlignedModel='it turns spectra and light curves into features: stellar_nb embed')
     return other.get(type(model).__name__) or f'it predicts {", ".join(model.labels)}: stellar_nb predict'
 
 def _load(model, kind, refusal): # the model if it is of that kind; else BadInput, with what it is for
@@ -565,6 +565,7 @@ def parser() -> argparse.ArgumentParser: # of the whole command
     "The command's options"
     from stellar_nb.cli_classify import add_classify
     from stellar_nb.cli_cube import add_cube
+    from stellar_nb.cli_embed import add_embed
     from stellar_nb.cli_period import add_period
     top = argparse.ArgumentParser('stellar_nb', description='Deep learning for stars, on the command line.', allow_abbrev=False)
     top.add_argument('--version', action='version', version=f'stellar_nb {__version__}', help='show the version')
@@ -574,6 +575,7 @@ def parser() -> argparse.ArgumentParser: # of the whole command
     add_classify(sub)
     add_period(sub)
     add_cube(sub)
+    add_embed(sub)
     return top
 
 # %% ../nbs/91_cli.ipynb #8d28c74a

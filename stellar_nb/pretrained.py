@@ -16,6 +16,7 @@ from fastcore.test import *
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .aligned import AlignedModel, restore_aligned
 from .classifier import ClassModel, restore_classes
 from .core import *
 from .cubes import CubeModel, restore_cubes
@@ -27,6 +28,7 @@ from .data.xp import XpInput
 from .encoders.lightcurve import DesaLightCurve, LightCurveEncoderConfig
 from .encoders.spectra import DesaSpectra, SpectraEncoderConfig
 from .eval.domain import Domain
+from .models.dualformer import DualFormer, DualFormerConfig
 from .models.mae import GuidedMAE, GuidedMAEConfig
 from .models.mamba_fusion import StarClassifierConfig, StarClassifierFusion
 from .models.specvit import SpecViT, SpecViTConfig
@@ -158,7 +160,7 @@ LabelModel.predict = predict_labels
 
 # %% ../nbs/90_pretrained.ipynb #737203de
 _models = {'SpecViT': (SpecViT, SpecViTConfig), 'StarClassifierFusion': (StarClassifierFusion, StarClassifierConfig),
-           'DesaSpectra': (DesaSpectra, SpectraEncoderConfig), 'DesaLightCurve': (DesaLightCurve, LightCurveEncoderConfig), 'GuidedMAE': (GuidedMAE, GuidedMAEConfig)}
+           'DesaSpectra': (DesaSpectra, SpectraEncoderConfig), 'DesaLightCurve': (DesaLightCurve, LightCurveEncoderConfig), 'GuidedMAE': (GuidedMAE, GuidedMAEConfig), 'DualFormer': (DualFormer, DualFormerConfig)}
 _inputs = {o.__name__: o for o in (PreprocessConfig, PfsInput, XpInput)}
 
 # %% ../nbs/90_pretrained.ipynb #a8af0ad7
@@ -175,7 +177,7 @@ def _write(folder, model, half):
     (folder/'model.safetensors').chmod((folder/'config.json').stat().st_mode)  # safetensors makes it private
 
 # %% ../nbs/90_pretrained.ipynb #d0ec3054
-def save_pretrained(model:LabelModel|ClassModel|PeriodModel|CubeModel, # what to save
+def save_pretrained(model:LabelModel|ClassModel|PeriodModel|CubeModel|AlignedModel, # what to save
                     folder:str|Path, # where; an older model of that name is replaced
                     half:bool=False, # store the weights in float16 (half the size, about 3 digits)
                     history:pd.DataFrame|None=None, # of the training, a row an epoch; saved as `history.csv`
@@ -223,7 +225,7 @@ def _network(folder):
 # %% ../nbs/90_pretrained.ipynb #4a4a8e31
 def _prep(folder, net):
     o = json.loads((folder/'preprocessing.json').read_text())
-    if restore := dict(classes=restore_classes, period=restore_periods, cube=restore_cubes).get(o.get('kind')): return restore(net, o, (folder/'card.md').read_text(), folder.absolute().name)
+    if restore := dict(classes=restore_classes, period=restore_periods, cube=restore_cubes, aligned=restore_aligned).get(o.get('kind')): return restore(net, o, (folder/'card.md').read_text(), folder.absolute().name)
     deep = lambda v: tuple(map(deep, v)) if isinstance(v, list) else v
     tuples = lambda d: {k: deep(v) for k,v in d.items()}
     kind = o.get('input', 'PreprocessConfig')
@@ -234,7 +236,7 @@ def _prep(folder, net):
 
 # %% ../nbs/90_pretrained.ipynb #47de27d9
 def load_pretrained(name:str|Path='specvit_lamost', # name of a shipped model, or the path of a folder
-                   ) -> LabelModel|ClassModel|PeriodModel|CubeModel: # ready to predict, on the CPU
+                   ) -> LabelModel|ClassModel|PeriodModel|CubeModel|AlignedModel: # ready to predict, on the CPU
     "Read a model's folder; BadInput names what is wrong with it"
     folder = find_model(name)
     try: return _prep(folder, _network(folder))

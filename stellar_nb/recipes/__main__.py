@@ -18,7 +18,7 @@ from .core import Recipe, make_model
 RECIPES = dict( # model → module and object
     specvit_lamost='lamost.LAMOST', specvit_pfs='pfs.PFS_RECIPE', specvit_xp='xp.XP', fusion_sky='sky.FUSION',
     desa_spectra='spectra.DESA_SPECTRA', desa_lightcurve='lightcurve.LIGHTCURVE', desa_quarter='lightcurve.QUARTER',
-    guided_mae='cube.GUIDED')
+    desa_aligned='aligned.ALIGNED', guided_mae='cube.GUIDED')
 
 def find_recipe(name:str, # a key of `RECIPES`
                ) -> Recipe: # how the model is made
