@@ -12,8 +12,8 @@ HEAVY = ('torch', 'numpy', 'pandas', 'astropy', 'matplotlib', 'fastai', 'IPython
 def fresh(code): return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def test_twelve_names():
-    assert len(stellar_nb.__all__) == 12 and stellar_nb.__all__ == list(stellar_nb._where)
+def test_thirteen_names():
+    assert len(stellar_nb.__all__) == 13 and stellar_nb.__all__ == list(stellar_nb._where)
 
 
 @pytest.mark.parametrize('name', stellar_nb.__all__)
