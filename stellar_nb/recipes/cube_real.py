@@ -290,8 +290,8 @@ def run_net(f, # `PixelNet.read` or the whole net
     net.cpu()
     return torch.cat(out).numpy()
 
-# %% ../../nbs/92s_recipes.cube_real.ipynb #8a74552f
-NET = dict(width=64, depth=3, heads=4, hidden=128, condition_depth=1, decoder_width=64, decoder_depth=1, decoder_heads=4, aux_width=64, target='pixels')
+# %% ../../nbs/92s_recipes.cube_real.ipynb #1c58690a
+NET = dict(width=64, depth=3, heads=4, hidden=128, condition_depth=1, decoder_width=64, decoder_depth=1, decoder_heads=4, aux_width=64, target='embedding')
 PRESETS = dict( # steps of pretraining and of fine-tuning, labels a class
     smoke=dict(net=dict(NET, width=16, depth=1, hidden=16, decoder_width=16, aux_width=16), pretrain=2, tune=2, labels=(5,), seeds=1, splits=('place',)),
     laptop=dict(net=dict(NET, width=32, depth=2, hidden=64, decoder_width=32, aux_width=32), pretrain=200, tune=60, labels=(5, 25), seeds=3, splits=('place',)),
@@ -300,7 +300,7 @@ PRESETS['choose'] = PRESETS['full'] | dict(pretrain=2000, tune=200, labels=(5, 2
 TRAIN = dict(lr=2e-3, batch=128) # of the pretraining
 TUNE = dict(lr=1e-3, batch=32, weight_decay=.05) # of the fine-tuning
 
-# %% ../../nbs/92s_recipes.cube_real.ipynb #648c8644
+# %% ../../nbs/92s_recipes.cube_real.ipynb #55f6de17
 def pretrained(task:Task, # windows of the training side
                p:dict, # a value of `PRESETS`
                seed:int, # of weights, order, masks
@@ -311,7 +311,7 @@ def pretrained(task:Task, # windows of the training side
     o = TRAIN | p.get('train', {})
     f = f[:p['pretrain']*o['batch']] # fewer steps than a pass has
     epochs = math.ceil(p['pretrain']/math.ceil(len(f)/o['batch']))
-    return fit_mae(f, f[:64], task.config, epochs, seed=seed, weight=float(images), desc=f'pretraining, seed {seed}', **o)[0]
+    return fit_mae(f, f[:64], task.config, epochs, seed=seed, weight=images*p.get('weight', 1.), desc=f'pretraining, seed {seed}', **o)[0]
 
 # %% ../../nbs/92s_recipes.cube_real.ipynb #bb332ec2
 def born(task:Task, # for its sizes
@@ -466,9 +466,9 @@ def run_all(preset:str, # a key of `PRESETS`
             for f in progress(as_completed([pool.submit(_safe, o) for o in todo]), 'parts', len(todo)): f.result()
     return collect(preset, out)
 
-# %% ../../nbs/92s_recipes.cube_real.ipynb #544065eb
+# %% ../../nbs/92s_recipes.cube_real.ipynb #1e634ec5
 CHOICES = { # name → changes of the network, changes of the preset
-    'as it is': ({}, {}), 'target: embedding': (dict(target='embedding'), {}), 'half hidden': (dict(share=.5), {}), 'nine in ten hidden': (dict(share=.9), {}),
+    'as it is': ({}, {}), 'target: pixels': (dict(target='pixels'), {}), 'contrast at a tenth': ({}, dict(weight=.1)), 'half hidden': (dict(share=.5), {}), 'nine in ten hidden': (dict(share=.9), {}),
     'a quarter of the steps': ({}, dict(pretrain=500)), 'rate 0.0005': ({}, dict(train=dict(lr=5e-4))),
     'fine-tuning, rate 0.0003': ({}, dict(fit=dict(lr=3e-4))), 'fine-tuning, rate 0.003': ({}, dict(fit=dict(lr=3e-3)))}
 
