@@ -382,12 +382,12 @@ def run(preset:str='laptop', # a key of `recipes.cube.PRESETS`
 
 def _job(j, preset, out): return job(*j, preset, out)
 
-# %% ../../nbs/92r_recipes.cube_experiments.ipynb #87c582b5
+# %% ../../nbs/92r_recipes.cube_experiments.ipynb #e81b3eb2
 def main(argv:list[str]|None=None, # of the command line
         ):
     "Run the experiments"
     p = argparse.ArgumentParser(description='Variants of the guided autoencoder on mock cubes.')
-    p.add_argument('--preset', default='laptop', choices=[k for k,v in PRESETS.items() if 'counts' in v], help='how many fields and passes')
+    p.add_argument('--preset', default='laptop', choices=PRESETS, help='how many fields and passes')
     p.add_argument('--out', default='cubes', help='folder for the fields, rows and the table')
     p.add_argument('--seeds', type=int, default=3, help='trainings of each variant')
     p.add_argument('--variants', nargs='+', default=[*VARIANTS, 'classic'], choices=[*VARIANTS, 'classic'], metavar='NAME', help='those to train; all: '+', '.join((*VARIANTS, 'classic')))
