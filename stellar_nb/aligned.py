@@ -102,7 +102,7 @@ def _read_spectra(reader, spectra): # (star, S), NaN where too little is covered
     ok = torch.tensor((said.covered >= .5).to_numpy())
     return torch.where(ok[:,None], reader.model.eval().features(x, good), torch.nan), [f if k else 'no_coverage,no_spectrum' for f,k in zip(said['flags'], ok.tolist())]
 
-# %% ../nbs/89d_aligned.ipynb #4f186639
+# %% ../nbs/89d_aligned.ipynb #4ca0275c
 def spectrum_features(model:AlignedModel, # whose first encoder reads
                       spectra:list[Spectrum|None], # velocities filled in; None = no spectrum
                      ) -> tuple[Tensor,list[str]]: # (star, S), NaN where there is no usable spectrum; flags
@@ -110,12 +110,13 @@ def spectrum_features(model:AlignedModel, # whose first encoder reads
     at = [i for i,o in enumerate(spectra) if o is not None]
     h,flags = torch.full((len(spectra), model.model.config.spectra), torch.nan),['no_spectrum']*len(spectra)
     if at: h[at],said = _read_spectra(model.readers[0], [spectra[i] for i in at])
-    for k,i in enumerate(at): flags[i] = said[k]
+    for i,o in zip(at, said if at else ()): flags[i] = o
     return h, flags
 
-# %% ../nbs/89d_aligned.ipynb #5c1743ba
+# %% ../nbs/89d_aligned.ipynb #250f929f
 SHORT_CURVE = 100. # d; in training there were two quarters at least
 
+# %% ../nbs/89d_aligned.ipynb #57a40ba7
 def curve_flags(seen:Tensor, # (cadence,) bool
                 cadence:float, # d
                 abs_mag:float, # NaN where unknown
@@ -125,7 +126,7 @@ def curve_flags(seen:Tensor, # (cadence,) bool
     n = int(at[-1] - at[0]) + 1 if len(at) else 0
     return ','.join(k for k,v in dict(no_curve=not n, short_curve=0 < n*cadence < SHORT_CURVE, sparse=n > 2*len(at), no_luminosity=n and not np.isfinite(abs_mag)).items() if v)
 
-# %% ../nbs/89d_aligned.ipynb #3d3dca34
+# %% ../nbs/89d_aligned.ipynb #908962e5
 @torch.no_grad()
 def _read_curves(reader, curves, abs_mag): # (star, C), NaN where nothing is seen; flags
     (flux,seen),view,mag = prepare(curves, reader.view),reader.view,torch.tensor(abs_mag, dtype=torch.float32)
@@ -133,7 +134,7 @@ def _read_curves(reader, curves, abs_mag): # (star, C), NaN where nothing is see
     h = torch.stack([net(*views(flux, seen, mag, view, at)) for at in view_starts(seen, view.points)]).mean(0)
     return h.where(seen.any(1)[:,None], torch.nan), [curve_flags(s, view.cadence, m) for s,m in zip(seen, abs_mag)]
 
-# %% ../nbs/89d_aligned.ipynb #5141bc15
+# %% ../nbs/89d_aligned.ipynb #53a80ffc
 def curve_features(model:AlignedModel, # whose second encoder reads
                    curves:list[LightCurve|None], # segments joined; None = no light curve. One that stands there twice is read once
                    abs_mag:list[float]|None=None, # absolute magnitudes, NaN where unknown; None = all unknown
@@ -149,7 +150,7 @@ def curve_features(model:AlignedModel, # whose second encoder reads
         if k: h[i] = known[first[k]][0]
     return h, [known[first[k]][1] if k else 'no_curve' for k in key]
 
-# %% ../nbs/89d_aligned.ipynb #bc8af3d0
+# %% ../nbs/89d_aligned.ipynb #81d7e24f
 @torch.no_grad()
 def align_features(model:AlignedModel, # the aligner
                    spectra:Tensor, # (star, S) from `spectrum_features`; NaN = no spectrum
@@ -161,7 +162,7 @@ def align_features(model:AlignedModel, # the aligner
     there = spectra.isfinite().all(1) | curve.isfinite().all(1)
     return model.model.eval().features(*model.scale(spectra, curve), labels, basis).where(there[:,None], torch.nan)
 
-# %% ../nbs/89d_aligned.ipynb #a4b8ee34
+# %% ../nbs/89d_aligned.ipynb #57b8c2eb
 def modalities(spectra:Tensor, # (star, S); NaN = no spectrum
                curve:Tensor, # (star, C); NaN = no light curve
               ) -> list[str]: # 'spectrum+curve', 'spectrum', 'curve' or ''
@@ -169,7 +170,7 @@ def modalities(spectra:Tensor, # (star, S); NaN = no spectrum
     there = zip(*(o.isfinite().all(1).tolist() for o in (spectra, curve)))
     return ['+'.join(k for k,v in zip(('spectrum', 'curve'), o) if v) for o in there]
 
-# %% ../nbs/89d_aligned.ipynb #64d3ff1d
+# %% ../nbs/89d_aligned.ipynb #6df709fd
 def feature_columns(model:AlignedModel, # the aligner
                     own:bool=False, # also those of the encoders
                    ) -> list[str]: # f_000…; s_000… of the spectra, c_000… of the light curves
@@ -178,7 +179,7 @@ def feature_columns(model:AlignedModel, # the aligner
     n = dict(f=c.width + len(c.labels)) | (dict(s=c.spectra, c=c.curve) if own else {})
     return [f'{k}_{i:03d}' for k,v in n.items() for i in range(v)]
 
-# %% ../nbs/89d_aligned.ipynb #9ed6e67d
+# %% ../nbs/89d_aligned.ipynb #79ecf96a
 def feature_table(model:AlignedModel, # the aligner
                   spectra:Tensor, # (star, S); NaN = no spectrum
                   curve:Tensor, # (star, C); NaN = no light curve
@@ -186,10 +187,10 @@ def feature_table(model:AlignedModel, # the aligner
                   **options, # of `align_features`: `labels`, `basis`
                  ) -> pd.DataFrame: # a row a star: `modalities` and `feature_columns`
     "Final features as a table"
-    h = [align_features(model, spectra, curve, **options), *((spectra, curve) if own else ())]
-    return pd.concat([pd.DataFrame(dict(modalities=modalities(spectra, curve))), pd.DataFrame(torch.cat(h, 1).numpy(), columns=feature_columns(model, own))], axis=1)
+    h = torch.cat([align_features(model, spectra, curve, **options), *((spectra, curve) if own else ())], 1).numpy()
+    return pd.DataFrame(dict(modalities=modalities(spectra, curve))).join(pd.DataFrame(h, columns=feature_columns(model, own)))
 
-# %% ../nbs/89d_aligned.ipynb #f068f458
+# %% ../nbs/89d_aligned.ipynb #acc45013
 def embed_stars(model:AlignedModel, # the aligner
                 spectra:list[Spectrum|None], # velocities filled in; None = no spectrum
                 curves:list[LightCurve|None], # of the same stars, segments joined; None = no light curve

@@ -64,15 +64,14 @@ def curve_names(star:Star, # with a curve
     files = [file] if isinstance(file, str) else [str(o) for o in file]
     return tuple(dict.fromkeys(o for o in (star.curve.star, *files, *map(os.path.basename, files), *map(bare, files)) if o))
 
-# %% ../nbs/91e_cli_embed.ipynb #e2f962ad
+# %% ../nbs/91e_cli_embed.ipynb #2777047d
 def _safely(f, items, width, word): # features, flags, errors: halves the batch until only what fails is left out
     import torch
     from stellar_nb.core import BadInput
     try: return *f(items), ['']*len(items)
     except Exception as e:
         if len(items) == 1: return torch.full((1, width), math.nan), [word], [shown(e.reason) if isinstance(e, BadInput) else _reason(e)]
-        half = len(items)//2
-        (a,b,c),(x,y,z) = (_safely(f, o, width, word) for o in (items[:half], items[half:]))
+        (a,b,c),(x,y,z) = (_safely(f, items[o], width, word) for o in (slice(len(items)//2), slice(len(items)//2, None)))
         return torch.cat([a, x]), b + y, c + z
 
 # %% ../nbs/91e_cli_embed.ipynb #824940c4
@@ -107,20 +106,21 @@ def read_curves(model:'AlignedModel', # whose encoder reads
         out += _curve_batch(model, stars, table)
     return out
 
-# %% ../nbs/91e_cli_embed.ipynb #e3b8b90d
+# %% ../nbs/91e_cli_embed.ipynb #3fd16451
 _stars = dict(kic='kic', kepid='kic', keplerid='kic', kic_id='kic', epic='epic', tic='tic', ticid='tic', star='', object='', target='', name='')
 
+# %% ../nbs/91e_cli_embed.ipynb #5bc162a7
 def star_names(item:Item, # a spectrum
                column:str='', # where the name stands; '' = in any that is known, or in the name of the file
               ) -> list[str]: # as `star_key` writes them
     "What a spectrum calls its star"
-    meta = {k.lower(): v for k,v in item.spectrum.meta.items()}
-    if column: return [star_key(meta[column.lower()], _stars.get(column.lower(), ''))] if column.lower() in meta else []
+    meta,k = {k.lower(): v for k,v in item.spectrum.meta.items()},column.lower()
+    if column: return [star_key(meta[k], _stars.get(k, ''))] if k in meta else []
     said = [star_key(meta[k], c) for k,c in _stars.items() if str(meta.get(k, '')).strip()]
-    own = [] if item.spectrum.id.isdigit() else [item.spectrum.id]
-    return list(dict.fromkeys(filter(None, [*said, *map(star_key, own), '' if item.name.endswith(']') else star_key(bare(item.name))])))
+    own = '' if item.spectrum.id.isdigit() else star_key(item.spectrum.id)
+    return list(dict.fromkeys(filter(None, [*said, own, '' if item.name.endswith(']') else star_key(bare(item.name))])))
 
-# %% ../nbs/91e_cli_embed.ipynb #6d5a9b97
+# %% ../nbs/91e_cli_embed.ipynb #af6ddeb1
 def read_match(table:'str|Path|DataFrame', # with the columns `spectrum` and `curve`
               ) -> dict[str,str]: # spectrum → curve
     "Who belongs to whom; BadInput for a table that lacks a column or gives a spectrum two light curves"
@@ -134,19 +134,19 @@ def read_match(table:'str|Path|DataFrame', # with the columns `spectrum` and `cu
         if out.setdefault(a.strip(), b.strip()) != b.strip(): raise BadInput(name, f'{shown(a)} has two light curves')
     return out
 
-# %% ../nbs/91e_cli_embed.ipynb #38da05bf
+# %% ../nbs/91e_cli_embed.ipynb #bc74eb30
 class Found(NamedTuple):
     "The light curve of a spectrum"
     at:int=-1 # its number; -1 = none
     separation:float=math.nan # arcsec
     flags:str='' # words joined by commas
 
-# %% ../nbs/91e_cli_embed.ipynb #ee6706b3
+# %% ../nbs/91e_cli_embed.ipynb #bea765a7
 def _keys(names): # as they are, without what is a matter of taste, and as a bare number
     keys = {star_key(o) for o in names}
     return {*names, *keys, *(k.split(' ')[-1] for k in keys if re.match('(kic|epic|tic) ', k))}
 
-# %% ../nbs/91e_cli_embed.ipynb #39b7f495
+# %% ../nbs/91e_cli_embed.ipynb #6d87cdc9
 class Curves:
     "Light curves in which spectra find theirs"
     def __init__(self,
@@ -160,7 +160,7 @@ class Curves:
         for i,o in enumerate(seen):
             for k in _keys(o.names): self.keys.setdefault(k, []).append(i)
 
-# %% ../nbs/91e_cli_embed.ipynb #7a7e755f
+# %% ../nbs/91e_cli_embed.ipynb #f1ceeb94
 def _best(self, keys): # the longest of the curves that the first fitting name means
     at = next((self.keys[k] for k in keys if k in self.keys), [])
     good = sorted((i for i in at if self.seen[i].features is not None), key=lambda i: -self.seen[i].days)
@@ -168,7 +168,7 @@ def _best(self, keys): # the longest of the curves that the first fitting name m
 
 Curves._best = _best
 
-# %% ../nbs/91e_cli_embed.ipynb #e520fa05
+# %% ../nbs/91e_cli_embed.ipynb #56d96650
 def _by_table(self, item): # as `--match` has it
     name = next((k for k in (*names_of(item), bare(item.name)) if k in self.match), None)
     if name is None: return Found()
@@ -179,19 +179,19 @@ def _by_table(self, item): # as `--match` has it
 
 Curves._by_table = _by_table
 
-# %% ../nbs/91e_cli_embed.ipynb #9028accc
+# %% ../nbs/91e_cli_embed.ipynb #d3c2d41e
 def _on_sky(self, items): # the nearest within the radius
     import numpy as np, pandas as pd
     from stellar_nb.data.catalog import join_by_position
     rows = [i for i,o in enumerate(self.seen) if o.features is not None and all(map(math.isfinite, o.place))]
-    at = np.array([place(o.spectrum)[:2] for o in items]).reshape(-1, 2)
     if not rows: return [Found() for _ in items]
+    at = np.array([place(o.spectrum)[:2] for o in items]).reshape(-1, 2)
     near = join_by_position(*at.T, pd.DataFrame([self.seen[i].place for i in rows], columns=['ra', 'dec']), self.radius)
     return [Found(rows[o.row], o.separation, 'several_curves'*bool(o.ambiguous)) if o.row >= 0 else Found(flags='' if np.isfinite(p).all() else 'no_position') for o,p in zip(near.itertuples(), at)]
 
 Curves._on_sky = _on_sky
 
-# %% ../nbs/91e_cli_embed.ipynb #63d4322b
+# %% ../nbs/91e_cli_embed.ipynb #bb70aa94
 def _look(self, items): # one each
     if self.match is not None: return [self._by_table(o) for o in items]
     if self.by == 'position': return self._on_sky(items)
@@ -202,7 +202,7 @@ def _look(self, items): # one each
 
 Curves._look = _look
 
-# %% ../nbs/91e_cli_embed.ipynb #a4d6883a
+# %% ../nbs/91e_cli_embed.ipynb #dc72929d
 def find(self:Curves,
          items:list[Item], # one batch
         ) -> list[Found]: # one each
@@ -215,7 +215,7 @@ def find(self:Curves,
 
 Curves.find = find
 
-# %% ../nbs/91e_cli_embed.ipynb #ad02d250
+# %% ../nbs/91e_cli_embed.ipynb #be9dc181
 def load_aligned(model:'str|Path|AlignedModel', # name of a shipped model, folder of another, or itself
                 ) -> 'AlignedModel': # BadInput if it is none, or if its encoders are missing
     "A model that makes features"
@@ -224,7 +224,7 @@ def load_aligned(model:'str|Path|AlignedModel', # name of a shipped model, folde
     model.readers
     return model
 
-# %% ../nbs/91e_cli_embed.ipynb #eddeb196
+# %% ../nbs/91e_cli_embed.ipynb #820cc607
 def _spectra(model, items, rv): # features, flags, and why there are none
     import torch
     from stellar_nb.aligned import spectrum_features
@@ -237,7 +237,7 @@ def _spectra(model, items, rv): # features, flags, and why there are none
     h = [(torch.full((model.model.config.spectra,), math.nan), 'no_coverage,no_spectrum', r) if r else next(done) for r in why]
     return torch.stack([o for o,_,_ in h]), [o for _,o,_ in h], [r or ('' if x.isfinite().all() else why_not(o.spectrum, reader.needs)) for o,(x,_,r) in zip(items, h)]
 
-# %% ../nbs/91e_cli_embed.ipynb #5495c97b
+# %% ../nbs/91e_cli_embed.ipynb #0d14412e
 def _table(model, names, s, c, facts, own, mapped): # rows with all columns in order
     import pandas as pd
     from stellar_nb.aligned import feature_table
@@ -247,14 +247,14 @@ def _table(model, names, s, c, facts, own, mapped): # rows with all columns in o
     rows.loc[~ok, ['modalities', 'flags']] = ''
     return rows.reindex(columns=list(embed_columns(model, own, mapped)))
 
-# %% ../nbs/91e_cli_embed.ipynb #882da0fa
+# %% ../nbs/91e_cli_embed.ipynb #b54f8460
 def _curve_of(model, seen): # (C,)
     import torch
     return torch.full((model.model.config.curve,), math.nan) if seen is None or seen.features is None else seen.features
 
 def _words(*o): return ','.join(dict.fromkeys(w for s in o for w in s.split(',') if w))
 
-# %% ../nbs/91e_cli_embed.ipynb #7822b755
+# %% ../nbs/91e_cli_embed.ipynb #a307cd15
 def embed_batch(model:'AlignedModel', # from `load_aligned`
                 items:list[Item], # one batch of spectra
                 curves:Curves, # where they find theirs
@@ -270,7 +270,7 @@ def embed_batch(model:'AlignedModel', # from `load_aligned`
                   rv_source=o.spectrum.rv_source if o.spectrum else '', days=k.days if k else math.nan, flags=_words(f.flags, w, k.flags if k else 'no_curve'), reason=o.reason or ('' if k else r)) for o,f,k,w,r in zip(items, found, seen, words, why)]
     return _table(model, items, s, torch.stack([_curve_of(model, k) for k in seen]), facts, own, mapped)
 
-# %% ../nbs/91e_cli_embed.ipynb #b94367cf
+# %% ../nbs/91e_cli_embed.ipynb #06d19abf
 def rest_rows(model:'AlignedModel', # from `load_aligned`
               curves:Curves, # after all spectra have looked
               own:bool=False, # also the encoders' features
@@ -283,7 +283,7 @@ def rest_rows(model:'AlignedModel', # from `load_aligned`
     if not rest: return None
     return _table(model, rest, torch.full((len(rest), model.model.config.spectra), math.nan), torch.stack([_curve_of(model, o) for o in rest]), facts, own, mapped)
 
-# %% ../nbs/91e_cli_embed.ipynb #adfa9e6e
+# %% ../nbs/91e_cli_embed.ipynb #d897dd35
 def embed_files(files:Iterable[str|Path], # spectra
                 curves:Curves, # where they find their light curves
                 model:'str|Path|AlignedModel'='desa_aligned', # name, folder or itself: that which read the light curves
@@ -305,7 +305,7 @@ def embed_files(files:Iterable[str|Path], # spectra
     if (rows := rest_rows(model, curves, own, mapped)) is not None: enter([], rows)
     return pd.concat(done, ignore_index=True) if done else pd.DataFrame(columns=list(embed_columns(model, own, mapped)))
 
-# %% ../nbs/91e_cli_embed.ipynb #b1887388
+# %% ../nbs/91e_cli_embed.ipynb #c5b08065
 def which_files(spectra:Iterable[str|Path], # files and directories
                 curves:Iterable[str|Path], # the same of light curves
                 output:str|Path|None=None, # the table that will be written, which is never an input
@@ -318,7 +318,7 @@ def which_files(spectra:Iterable[str|Path], # files and directories
     kind = {k: _holds(k) for k in {real(o) for o in a} & {real(o) for o in b}}
     return [o for o in a if kind.get(real(o)) != 'a light curve'], [o for o in b if kind.get(real(o), 'a light curve') == 'a light curve']
 
-# %% ../nbs/91e_cli_embed.ipynb #6041ed86
+# %% ../nbs/91e_cli_embed.ipynb #1d4b5421
 def embed(spectra:'str|Path|Iterable[str|Path]'=(), # files and directories
           curves:'str|Path|Iterable[str|Path]'=(), # files and directories of light curves
           model:'str|Path|AlignedModel'='desa_aligned', # name, folder or itself
@@ -336,9 +336,10 @@ def embed(spectra:'str|Path|Iterable[str|Path]'=(), # files and directories
     a,b = which_files(many(spectra), many(curves), others=[o for o in (match, table) if isinstance(o, (str, Path))])
     return embed_files(a, Curves(read_curves(model, group_files(b), stars), by, radius, pairs), model, **kwargs)
 
-# %% ../nbs/91e_cli_embed.ipynb #1aaf02cd
+# %% ../nbs/91e_cli_embed.ipynb #e627c2eb
 MIN_UMAP = 15 # stars
 
+# %% ../nbs/91e_cli_embed.ipynb #ae30a245
 def place_stars(features:'ndarray', # (star, feature), at least three stars
                ) -> 'tuple[ndarray,str]': # (star, 2), and 'UMAP' or 'PCA'
     "Places on a map"
@@ -348,7 +349,7 @@ def place_stars(features:'ndarray', # (star, feature), at least three stars
     u,s,_ = np.linalg.svd(standardise(features), full_matrices=False)
     return (u*s)[:, :2], 'PCA'
 
-# %% ../nbs/91e_cli_embed.ipynb #e5a96549
+# %% ../nbs/91e_cli_embed.ipynb #9ecec3e7
 def plot_stars(rows:'DataFrame', # with the columns of `embed_columns` and places
                kind:str, # 'UMAP' or 'PCA'
               ) -> 'Figure': # one panel
@@ -361,7 +362,7 @@ def plot_stars(rows:'DataFrame', # with the columns of `embed_columns` and place
     ax.legend()
     return fig
 
-# %% ../nbs/91e_cli_embed.ipynb #12852a5f
+# %% ../nbs/91e_cli_embed.ipynb #a9b92c46
 def draw_map(rows:'DataFrame', # with the columns of `embed_columns` and room for places
              path:'str|Path', # of the picture
             ) -> str: # one sentence about it
@@ -378,7 +379,7 @@ def draw_map(rows:'DataFrame', # with the columns of `embed_columns` and room fo
         with atomic_path(path) as tmp: plot_stars(rows, kind).savefig(tmp)
     return f'map by {kind} in {shown(path)}'
 
-# %% ../nbs/91e_cli_embed.ipynb #186e426b
+# %% ../nbs/91e_cli_embed.ipynb #4f76da4f
 def _embed_cells(row):
     num = lambda k,d: '–' if math.isnan(row[k]) else f'{row[k]:.{d}f}'
     return [dict([('spectrum+curve', 'both')]).get(row['modalities'], row['modalities']), row['star'][:24] or '–', num('snr', 0), num('days', 0)]
@@ -389,7 +390,7 @@ def embed_terminal(rows:'DataFrame', # with the columns of `embed_columns`
     "A table to read on the screen, without the features"
     return _layout(rows, ['from', 'star', 'snr', 'days'], [_embed_cells(r) for r in rows.to_dict('records')], max(width, 80), (0, 1))
 
-# %% ../nbs/91e_cli_embed.ipynb #d9c4119b
+# %% ../nbs/91e_cli_embed.ipynb #c58f4672
 _embed_example = """examples:
   stellar_nb embed spectra/ --curves lightcurves/ -o features.parquet --map map.png
   stellar_nb embed night/*.fits.gz --curves kepler/ --by position --radius 3
@@ -424,7 +425,7 @@ no_luminosity, several_curves, bad_curve, lost_curve, no_position, and those of 
 
 exit status: 0 all have features, 1 some failed, 2 nothing could be done"""
 
-# %% ../nbs/91e_cli_embed.ipynb #ccd4adf4
+# %% ../nbs/91e_cli_embed.ipynb #ad6b6cb8
 def _embed_options(p):
     add = p.add_argument
     add('spectra', nargs='*', metavar='SPECTRUM', help='a spectrum, or a directory with spectra')
@@ -437,7 +438,7 @@ def _embed_options(p):
     add('--table', metavar='FILE', help='distances or parallaxes of the stars, as for stellar_nb period')
     _embed_more(add)
 
-# %% ../nbs/91e_cli_embed.ipynb #14ca19fb
+# %% ../nbs/91e_cli_embed.ipynb #d8be4e1d
 def _embed_more(add):
     add('--own', action='store_true', help="also the encoders' own features")
     add('--model', default='desa_aligned', metavar='NAME', help='name of a shipped model, or the folder of another (default: %(default)s)')
@@ -446,13 +447,13 @@ def _embed_more(add):
     add('--batch-size', type=_number(int, 1, 2**16, 'a whole number from 1'), default=128, metavar='N', help='spectra that go through the model at once (default: %(default)s)')
     add('--quiet', action='store_true', help='no progress bar and no summary; failures are still named on stderr')
 
-# %% ../nbs/91e_cli_embed.ipynb #3cc3386c
+# %% ../nbs/91e_cli_embed.ipynb #c412ebc2
 def add_embed(sub:'argparse._SubParsersAction', # of the whole command
              ):
     "Add the command `embed`"
     _add(sub, 'embed', 'features of stars from spectra and light curves', 'Features of stars from spectra, light curves or both, for maps, searches and models of your own.', _embed_example, _embed_options, run_embed)
 
-# %% ../nbs/91e_cli_embed.ipynb #ecd35b7a
+# %% ../nbs/91e_cli_embed.ipynb #0db6cabb
 def _prepare_embed(args): # model, pairs, distances
     from stellar_nb.core import BadInput
     if not args.spectra and not args.curves: raise Refused('neither spectra nor --curves are given')
@@ -465,21 +466,21 @@ def _prepare_embed(args): # model, pairs, distances
         except BadInput as e: raise Refused(f'--{word} {shown(e)}') from None
     return out
 
-# %% ../nbs/91e_cli_embed.ipynb #9328feee
+# %% ../nbs/91e_cli_embed.ipynb #4e8e85cd
 def _check_map(args):
     if not args.map: return
     if Path(args.map).suffix.lower() != '.png': raise Refused(f'--map {shown(args.map)}: unknown ending; use .png')
     if os.path.isdir(args.map): raise Refused(f'--map {shown(args.map)}: is a directory')
     check_folder(Path(args.map).absolute().parent)
 
-# %% ../nbs/91e_cli_embed.ipynb #f5ae585f
+# %% ../nbs/91e_cli_embed.ipynb #077144df
 def _more(rows, curves, drawn): # end of the summary
     n = rows[rows.status == 'ok'].modalities.value_counts()
     parts = [f'{words}: {n[k]}' for k,words in (('spectrum+curve', 'both'), ('spectrum', 'spectrum alone'), ('curve', 'light curve alone')) if k in n]
     lost = len(set(curves.match or ()) - curves.asked)
     return ''.join(f', {o}' for o in [*parts, *([f'rows of --match without a spectrum: {lost}'] if lost else []), *([drawn] if drawn else [])])
 
-# %% ../nbs/91e_cli_embed.ipynb #1f6c3bee
+# %% ../nbs/91e_cli_embed.ipynb #10bc0dd5
 def run_embed(args:argparse.Namespace, # parsed options
              ) -> int: # exit status
     "The command `embed`; Refused if nothing can be done"

@@ -58,7 +58,7 @@ def _three(model, test): # name → (visit, feature)
     s,c = test.spectra,test.curve
     return {k: align_features(model, *o).numpy() for k,o in dict(both=(s, c), spectrum=(s, none(c)), curve=(none(s), c)).items()}
 
-# %% ../../nbs/92t_recipes.aligned.ipynb #fc03c759
+# %% ../../nbs/92t_recipes.aligned.ipynb #40eb3d72
 def missing_scores(model:AlignedModel, # trained
                    test:PairSet, # test stars, not scaled
                    seeds:range=range(42, 47), # of the splits
@@ -66,12 +66,11 @@ def missing_scores(model:AlignedModel, # trained
     "Few-shot R² with both instruments and with one"
     first,y,kic = _one(test)
     h = {k: v[first] for k,v in _three(model, test).items()}
-    d,rows = h['both'].shape[1],[]
+    d = h['both'].shape[1]
     across = lambda a,t,b: least_squares(a[:, :d], t, b[:, d:])
     jobs = [(k, 'own', v, least_squares) for k,v in h.items()] + [(k, 'of both', np.hstack([h['both'], h[k]]), across) for k in ('spectrum', 'curve')]
     jobs.append(('encoders side by side', 'own', torch.cat(model.scale(test.spectra, test.curve), 1).numpy()[first], least_squares))
-    for name,line,x,probe in jobs: rows.append(dict(features=name, line=line) | few_shot(x, y, kic, seeds=seeds, probe=probe).r2.to_dict())
-    return pd.DataFrame(rows)
+    return pd.DataFrame([dict(features=name, line=line) | few_shot(x, y, kic, seeds=seeds, probe=probe).r2.to_dict() for name,line,x,probe in jobs])
 
 # %% ../../nbs/92t_recipes.aligned.ipynb #c0be495e
 def facts_of_test(model:AlignedModel, # trained
@@ -105,11 +104,12 @@ def score_table(t:pd.DataFrame, # from `missing_scores`
     head = '| features of | line through | R² of BP−RP | R² of M_G |\n|---|---|---|---|'
     return '\n'.join([head, *(f'| {r.features} | {r.line} | {r.bp_rp:.3f} | {r.gmag:.3f} |' for r in t.itertuples())])
 
-# %% ../../nbs/92t_recipes.aligned.ipynb #8b3e47e2
+# %% ../../nbs/92t_recipes.aligned.ipynb #1327634f
 _about = """Input: a LAMOST-like spectrum (features of desa_spectra), a Kepler-like light curve of a hundred days or more (features of desa_lightcurve), or one of the two; no labels. Output: {width} features in the real basis of A's eigenvectors.
 
 Trained on mock stars only, with the loss that document 002 publishes. A missing instrument is replaced by the mean of the training stars, which the network never saw in training."""
 
+# %% ../../nbs/92t_recipes.aligned.ipynb #8fa69de5
 _card = """# desa_aligned
 DualFormer, {parameters:,} parameters, preset `{preset}`: {spectra:,} spectra of {stars:,} mock stars, {epochs} passes, {minutes:.0f} minutes of training on features that had been computed.
 
@@ -125,7 +125,7 @@ Collapse monitor: the projections p have a spread of {spread:.3f} (1 would be no
 What falls short: the encoders' features side by side do as well or better (`--own` adds them). A line that was drawn through features of both instruments must not be used for stars with one: compare like with like, by the column `modalities`.
 """
 
-# %% ../../nbs/92t_recipes.aligned.ipynb #cf2925e1
+# %% ../../nbs/92t_recipes.aligned.ipynb #b547396b
 def aligned_card(model:AlignedModel, # trained
                  preset:str, # that trained it
                  training:dict, # what `train_aligned` returned
@@ -136,5 +136,5 @@ def aligned_card(model:AlignedModel, # trained
     facts = training | dict(parameters=sum(o.numel() for o in model.model.parameters()), preset=preset, minutes=training['seconds']/60, width=model.model.A.out_features)
     return _card.format(about=_about.format(**facts), table=score_table(pd.DataFrame(training['scores'])), **facts)
 
-# %% ../../nbs/92t_recipes.aligned.ipynb #53938a01
+# %% ../../nbs/92t_recipes.aligned.ipynb #a4cb081e
 ALIGNED = Recipe('desa_aligned', train_aligned, None, ALIGNED_PRESETS, _about, calibrate=lambda model,n,workers=1: model, card=aligned_card, parallel=True)
