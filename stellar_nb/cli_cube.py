@@ -415,14 +415,20 @@ def _jobs(paths, images, read): # a list is one of files that were found already
 
 # %% ../nbs/91d_cli_cube.ipynb #b23a379e
 class _Found(list): # files that `cube_files` returned, with a progress bar around them
-    def __init__(self, files, quiet):
+    def __init__(self,
+                 files:list[str], # paths
+                 quiet:bool, # no bar
+                ):
         from stellar_nb.core import progress
         super().__init__(files)
         self.bar = None if quiet else progress(files, 'cubes', unit='file')
 
     def __iter__(self): return super().__iter__() if self.bar is None else iter(self.bar)
 
-    def after(self, jobs, rows): # failures and images that were left out, on stderr
+    def after(self,
+              jobs:list[Job], # that were done
+              rows:'DataFrame', # of the table
+             ): # failures and images that were left out, on stderr
         if _pressed: raise KeyboardInterrupt
         failed = rows[rows.status == 'failed']
         _say(*(n for o in jobs for n in o.notes), *(f'{f}: {r}' for f,r in zip(failed.file, failed.reason)), bar=self.bar)

@@ -115,7 +115,9 @@ class TokenMask(NamedTuple):
     seen:Tensor|None=None # (b, v) bool, False = a bad token that only fills the row; None = all are seen
     counts:Tensor|None=None # (b, n−v) bool, False = a bad token, no target; None = all count
 
-    def to(self, device): return TokenMask(*(o if o is None else o.to(device) for o in self)) # itself elsewhere
+    def to(self,
+           device:str|torch.device, # where it is wanted
+          ): return TokenMask(*(o if o is None else o.to(device) for o in self))
 
 # %% ../../nbs/33b_blocks.cubepatch.ipynb #4ae7b231
 def mask_tokens(b:int, # number of cubes

@@ -17,7 +17,7 @@ from ..aligned import AlignedModel, FeatureScale, align_features
 from ..core import *
 from ..eval.probes import few_shot, least_squares
 from .alignment import ALIGNERS, BATCH, RATES, inputs, make_aligner, scale_pairs
-from .core import Recipe
+from .core import Recipe, as_it_is
 from .pairs import ENCODERS, PairSet, draw_features, load_pairs, save_pairs
 from ..train.momentum import paired_stars, train_aligner
 
@@ -137,4 +137,4 @@ def aligned_card(model:AlignedModel, # trained
     return _card.format(about=_about.format(**facts), table=score_table(pd.DataFrame(training['scores'])), **facts)
 
 # %% ../../nbs/92t_recipes.aligned.ipynb #a4cb081e
-ALIGNED = Recipe('desa_aligned', train_aligned, None, ALIGNED_PRESETS, _about, calibrate=lambda model,n,workers=1: model, card=aligned_card, parallel=True)
+ALIGNED = Recipe('desa_aligned', train_aligned, None, ALIGNED_PRESETS, _about, calibrate=as_it_is, card=aligned_card, parallel=True)

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIZE', 'STARS', 'PRESETS', 'PENALTIES', 'LABELS', 'GLOBAL', 'WAVE', 'GUIDED', 'MockFields', 'draw_fields',
-           'network_of', 'cube_tokens', 'hidden_r2', 'explained', 'Ridge', 'ridge_cv', 'tokens_of', 'log_labels',
-           'pixel_r2', 'pixel_probe', 'global_probe', 'recalls', 'field_scale', 'train_guided', 'stars_of',
-           'guided_card']
+           'network_of', 'cube_tokens', 'hidden_r2', 'Ridge', 'ridge_cv', 'tokens_of', 'log_labels', 'pixel_r2',
+           'pixel_probe', 'global_probe', 'recalls', 'field_scale', 'train_guided', 'stars_of', 'guided_card']
 
 # %% ../../nbs/92q_recipes.cube.ipynb #78eac01f
 from dataclasses import dataclass, replace
@@ -22,9 +21,10 @@ from ..blocks.cubepatch import TokenMask, mask_tokens, take_tokens, cube_patches
 from ..core import *
 from ..cubes import CubeModel, hidden_pixels
 from ..data.fields import Fields, FieldScale
+from ..eval.metrics import r2
 from ..mock.cube import band_edges, mock_cube, on_grid
 from ..models.mae import GuidedMAE, GuidedMAEConfig
-from .core import Recipe, in_blocks
+from .core import Recipe, as_it_is, in_blocks
 from ..train.mae import fit_mae, in_order, place_features, place_targets
 
 # %% ../../nbs/92q_recipes.cube.ipynb #ab160466
@@ -99,15 +99,8 @@ def hidden_r2(net:GuidedMAE, # with 'embedding' as target
     f,c = _at(net, f.only(*names)),net.config
     out = net(f.cubes, f.images, _shown(f, net), mask=mask_tokens(len(f), cube_tokens(f, c), c.share, generator(seed)).to(f.cubes.device))
     true,good = (take_tokens(cube_patches(o, c.group, c.pixels), out.masked) for o in (f.cubes, f.good.float()))
-    return explained(hidden_pixels(net, out, cube_patches(f.cubes, c.group, c.pixels)), true, good > 0)
-
-def explained(pred:Tensor, # (…) predictions
-              true:Tensor, # (…) truth
-              good:Tensor, # (…) bool, what counts
-             ) -> float: # at most 1
-    "1 − squared error over the variance"
-    error,spread = (pred-true)[good].double().square().mean(), true[good].double().var(unbiased=False)
-    return (1-error/spread).item()
+    pred = hidden_pixels(net, out, cube_patches(f.cubes, c.group, c.pixels))
+    return r2(true[good > 0].cpu(), pred[good > 0].cpu())
 
 # %% ../../nbs/92q_recipes.cube.ipynb #e2152b06
 class Ridge:
@@ -170,7 +163,7 @@ def pixel_r2(pred:Tensor, # (field, place, label, pixel)
              true:Tensor, # the same shape; NaN = no label
             ) -> dict[str,float]: # by label
     "Share of the variance between lit pixels that is explained"
-    return {k: explained(pred[:, :, i], true[:, :, i], true[:, :, i].isfinite()) for i,k in enumerate(LABELS)}
+    return {k: r2(true[:, :, i], pred[:, :, i]) for i,k in enumerate(LABELS)}
 
 # %% ../../nbs/92q_recipes.cube.ipynb #2be3717c
 def pixel_probe(train:Tensor, # (field, place, feature) of labelled fields
@@ -198,7 +191,7 @@ def global_probe(train:Tensor, # (field, place, feature) of labelled fields
     "Ridge regression of properties of fields; extinction and distance as logarithms"
     of = lambda t: torch.tensor(np.column_stack([np.log10(t.av), t.feh, np.log10(t.distance)]))
     p,t = ridge_cv(train.mean(1), of(y), torch.arange(len(y)))(test.mean(1)), of(true)
-    return {k: explained(p[:, i], t[:, i], torch.ones(len(t), dtype=torch.bool)) for i,k in enumerate(GLOBAL)}
+    return {k: r2(t[:, i], p[:, i]) for i,k in enumerate(GLOBAL)}
 
 # %% ../../nbs/92q_recipes.cube.ipynb #86cf2bc5
 @torch.no_grad()
@@ -228,7 +221,7 @@ def train_guided(preset:str='laptop', # a key of `PRESETS`
                  workers:int=1, # processes that draw
                 ) -> tuple[CubeModel,pd.DataFrame,dict]: # the model, the history of its training, its hyper-parameters
     "Pretraining on mock fields"
-    p,config = GUIDED.presets[preset],network_of(preset)
+    p,config = PRESETS[preset],network_of(preset)
     m,v = (draw_fields(n, seed+i, part, workers=workers, size=config.size, stars=stars_of(config.size)) for i,(n,part) in enumerate(((p['fields'], 'train'), (min(128, p['test']), 'calibrate'))))
     scale = field_scale(m)
     train,valid = (scale(o.cubes, o.good, o.images) for o in (m, v))
@@ -275,4 +268,4 @@ GuidedMAE, {parameters:,} parameters, preset `{preset}`: {fields:,} mock fields,
 Three quarters of the boxes hidden, the share of their variance that comes back: {alone:.2f} without images, {guided:.2f} with all three. Linear layer on frozen features, trained on 64 labelled fields, R² of pixels: {probe}. The own image among those of {of} fields is the nearest to the cube in a share of: {found}.
 """
 
-GUIDED = Recipe('guided_mae', train_guided, None, {k: dict(v, calibrate=0) for k,v in PRESETS.items()}, _about, calibrate=lambda model,n,workers=1: model, card=guided_card, parallel=True)
+GUIDED = Recipe('guided_mae', train_guided, None, PRESETS, _about, calibrate=as_it_is, card=guided_card, parallel=True)

@@ -31,6 +31,7 @@ from torch import Tensor
 from ..blocks.cubepatch import TokenMask, cube_patches, mask_tokens
 from ..core import *
 from ..data.fields import Fields, FieldScale
+from ..eval.metrics import r2
 from ..models.mae import GuidedMAE, GuidedMAEConfig
 from ..objectives.contrastive import spread
 from ..objectives.mae import Guided
@@ -70,17 +71,12 @@ def stack(self:FusedMAE,
           good:Tensor|None=None, # (b, band, y, x) bool
          ) -> tuple[Tensor,Tensor]: # (b, all bands, y, x), and what is good
     "Cube and images in one"
-    there,parts = self.presence_of(cube, images, present),[cube]
+    there,parts = self.presence(cube, images, present).to(cube.device),[cube]
     for i,(k,n) in enumerate(zip(self.config.modalities, self.counts)):
         x = (images or {}).get(k, cube[:, :1])
         parts.append(x.repeat(1, n//x.shape[1], 1, 1).where(there[:, i, None, None, None], 0.))
     ok = torch.ones_like(cube, dtype=torch.bool) if good is None else good
     return torch.cat(parts, 1), torch.cat([ok, ok.new_ones(len(ok), sum(self.counts), *ok.shape[2:])], 1)
-
-@patch
-def presence_of(self:FusedMAE, cube, images, present):
-    "Which object has which image, where the cube is"
-    return GuidedMAE.presence(self, cube, images, present).to(cube.device)
 
 # %% ../../nbs/92r_recipes.cube_experiments.ipynb #cb8d3aa5
 @patch
@@ -338,7 +334,7 @@ def single_pixels(make:Callable, # makes an estimator
     "An estimator for each label"
     (x,y),(new,true) = train,test
     pred = [make().fit(x, y[:, k]/y[:, k].std()).predict(new)*y[:, k].std() for k in range(3)]
-    return {k: explained(torch.from_numpy(p), torch.from_numpy(true[:, i]), torch.ones(len(p), dtype=torch.bool)) for i,(k,p) in enumerate(zip(LABELS, pred))}
+    return {k: r2(true[:, i], p) for i,(k,p) in enumerate(zip(LABELS, pred))}
 
 # %% ../../nbs/92r_recipes.cube_experiments.ipynb #710b6683
 def job(name:str, # a variant, or 'classic'

@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Callable
 from time import perf_counter
 from types import SimpleNamespace
 
@@ -306,7 +307,7 @@ def net_inputs(fields:Fields, # windows
 
 # %% ../../nbs/92s_recipes.cube_real.ipynb #0934fb16
 @torch.no_grad()
-def run_net(f, # `PixelNet.read` or the whole net
+def run_net(f:Callable, # `PixelNet.read` or the whole net
             net:PixelNet, # goes to the graphics card and back
             x:tuple[Tensor,...], # from `net_inputs`
             batch:int=1024, # windows at once

@@ -117,10 +117,9 @@ class PatchLabels(nn.Module):
     def __init__(self,
                  encoder:CubeEncoder, # pretrained or new
                  outputs:int, # numbers for each place
-                 pool:bool=False, # one answer for a field: the mean over places before the head
                 ):
         super().__init__()
-        self.encoder,self.pool = encoder,pool
+        self.encoder = encoder
         c = encoder.config
         self.norm = nn.LayerNorm(c.grid[0]*c.width)
         self.head = nn.Linear(c.grid[0]*c.width, outputs)
@@ -128,9 +127,8 @@ class PatchLabels(nn.Module):
     def forward(self,
                 cubes:Tensor, # (b, band, y, x)
                 good:Tensor|None=None, # (b, band, y, x) bool
-               ) -> Tensor: # (b, place, outputs), or (b, outputs)
-        x = self.norm(place_features(self.encoder(cubes, good), self.encoder.config.grid[0]))
-        return self.head(x.mean(1) if self.pool else x)
+               ) -> Tensor: # (b, place, outputs)
+        return self.head(self.norm(place_features(self.encoder(cubes, good), self.encoder.config.grid[0])))
 
 # %% ../../nbs/74_train.mae.ipynb #e23e4fde
 def place_targets(maps:Tensor, # (b, label, y, x) labels of pixels
