@@ -14,7 +14,7 @@ def lines(text): return [o.strip() for o in text.splitlines() if o.strip()]
 
 
 extras = {name: lines(reqs) for name, reqs in ini['extras'].items()}
-extras['dev'] = lines(ini['dev']['requirements'])
+extras['dev'] = lines(ini['dev']['requirements']) + [o for k, reqs in extras.items() if k != 'cuda' for o in reqs]
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], license=cfg['license'],
