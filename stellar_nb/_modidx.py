@@ -2253,6 +2253,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'stellar_nb.recipes.core.calibrate': ('recipes.core.html#calibrate', 'stellar_nb/recipes/core.py'),
                                          'stellar_nb.recipes.core.card_table': ( 'recipes.core.html#card_table',
                                                                                  'stellar_nb/recipes/core.py'),
+                                         'stellar_nb.recipes.core.checkpoint_file': ( 'recipes.core.html#checkpoint_file',
+                                                                                      'stellar_nb/recipes/core.py'),
                                          'stellar_nb.recipes.core.in_blocks': ('recipes.core.html#in_blocks', 'stellar_nb/recipes/core.py'),
                                          'stellar_nb.recipes.core.make_model': ( 'recipes.core.html#make_model',
                                                                                  'stellar_nb/recipes/core.py'),
