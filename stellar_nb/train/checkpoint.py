@@ -148,12 +148,14 @@ def set_callback_states(learn:Learner, # with the same callbacks, after their `b
 # %% ../../nbs/71e_train.checkpoint.ipynb #c7940b94
 def rng_state() -> dict: # see `set_rng_state`
     "State of all sources of randomness"
-    return dict(python=random.getstate(), numpy=np.random.get_state(), torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
+    version,numbers,gauss = random.getstate()
+    return dict(python=(version, np.array(numbers, np.uint32), gauss), numpy=np.random.get_state(), torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
 
 def set_rng_state(state:dict, # what `rng_state` returned
                  ):
     "Let all go on from there"
-    random.setstate(state['python']); np.random.set_state(state['numpy']); torch.set_rng_state(state['torch'])
+    version,numbers,gauss = state['python']
+    random.setstate((version, tuple(numbers.tolist()), gauss)); np.random.set_state(state['numpy']); torch.set_rng_state(state['torch'])
     if torch.cuda.is_available() and len(state['cuda']) == torch.cuda.device_count(): torch.cuda.set_rng_state_all([o.cpu() for o in state['cuda']])
 
 # %% ../../nbs/71e_train.checkpoint.ipynb #52668cc1
@@ -213,7 +215,7 @@ def set_model_state(learn:Learner, # with the network of the checkpoint
                    ):
     "Its weights; ValueError names the first that is missing or of another shape"
     model = _bare(learn.model)
-    shapes = lambda o: {k: list(v.shape) for k,v in o.items()}
+    shapes = lambda o: {k: str(tuple(v.shape)) for k,v in o.items()}
     if d := difference(shapes(state['model']), shapes(model.state_dict()), 'network'): raise ValueError(d)
     model.load_state_dict(state['model'])
 
@@ -253,8 +255,8 @@ def take_up(self:Checkpoint,
     if not self.path.exists(): return self
     self.state,there = read_state(self.path, learn.dls.device)
     if d := difference(there, self.facts): raise self.foreign(d)
-    learn.first,train.start = self.state['at']
-    train.epoch = self.state['loader']
+    try: (learn.first,train.start),train.epoch = self.state['at'],self.state['loader']
+    except (KeyError, TypeError, ValueError): raise BadInput(self.path, 'not a readable checkpoint (it does not say where the training was); delete it to start anew') from None
     return self
 
 @patch
@@ -269,7 +271,7 @@ def foreign(self:Checkpoint,
 def restore(self:Checkpoint):
     "Put everything back, once; BadInput if the network or the optimiser is another one"
     try: set_training_state(self.learn, self.state)
-    except (ValueError, RuntimeError, KeyError) as e: raise self.foreign(e) from None
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as e: raise self.foreign(' '.join(str(e).split())) from None
     self.state = None
 
 @patch
