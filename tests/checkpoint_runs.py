@@ -1,6 +1,6 @@
 """Tiny trainings of every kind, killed with SIGKILL and taken up again; run by test_checkpoint.py, which imports the library once for all.
 
-python checkpoint_runs.py FOLDER SEED KIND... prints a line of JSON for each kind."""
+python checkpoint_runs.py FOLDER SEED TRIES KIND... prints a line of JSON for each kind; each is killed up to TRIES times."""
 import json
 import os
 import random
@@ -187,7 +187,7 @@ def dangerous(rng):
     hashlib.sha256 = Deadly
 
 
-def trial(kind, folder, seed):
+def trial(kind, folder, seed, most):
     "Undisturbed against killed at random; dict of what happened"
     rng,calm,cut = random.Random(f'{kind} {seed}'),folder/'calm',folder/'cut'
     for o in (calm, cut): o.mkdir(parents=True)
@@ -196,7 +196,7 @@ def trial(kind, folder, seed):
     took,kills,tries = time.perf_counter() - began,0,0
     while True:
         tries += 1
-        wild = tries <= 4
+        wild = tries <= most
         lot = random.Random(rng.random())
         def run():
             if wild: dangerous(lot)
@@ -213,5 +213,5 @@ def trial(kind, folder, seed):
 if __name__ == '__main__':
     warnings.simplefilter('ignore')
     torch.set_num_threads(1)
-    folder,seed,*kinds = sys.argv[1:]
-    for k in kinds or KINDS: print(json.dumps(trial(k, Path(folder)/f'{k}{seed}', seed)), flush=True)
+    folder,seed,most,*kinds = sys.argv[1:]
+    for k in kinds or KINDS: print(json.dumps(trial(k, Path(folder)/f'{k}{seed}', seed, int(most))), flush=True)

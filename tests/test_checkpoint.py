@@ -34,21 +34,21 @@ KINDS = ('specvit', 'jittered', 'fusion', 'hybrid', 'lightcurve', 'moco', 'mae',
 
 # killed runs
 
-def killed(tmp_path, seed):
+def killed(tmp_path, seed, tries):
     env = dict(os.environ, OMP_NUM_THREADS='1', IN_TEST='1', PYTHONPATH=str(ROOT))
-    out = subprocess.run([sys.executable, Path(__file__).with_name('checkpoint_runs.py'), tmp_path, str(seed)], capture_output=True, text=True, env=env, timeout=900)
+    out = subprocess.run([sys.executable, Path(__file__).with_name('checkpoint_runs.py'), tmp_path, str(seed), str(tries)], capture_output=True, text=True, env=env, timeout=900)
     assert out.returncode == 0, out.stderr
     rows = [json.loads(o) for o in out.stdout.splitlines()]
     assert tuple(r['kind'] for r in rows) == KINDS and sum(r['kills'] for r in rows) >= len(KINDS)
     for r in rows: assert r['weights.safetensors'] and r['history.json'] and r['left'] == ['history.json', 'run.safetensors', 'weights.safetensors'], r
 
 
-def test_killed_at_random_and_taken_up_is_the_run_without_a_kill(tmp_path): killed(tmp_path, 0)
+def test_killed_at_random_and_taken_up_is_the_run_without_a_kill(tmp_path): killed(tmp_path, 0, 2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('seed', range(1, 9))
-def test_killed_again_and_again(tmp_path, seed): killed(tmp_path, seed)
+def test_killed_again_and_again(tmp_path, seed): killed(tmp_path, seed, 6)
 
 
 # a small training

@@ -49,7 +49,9 @@ def batch(self:Batches,
          ) -> tuple: # (xb..., yb)
     "Batch `i` of the current epoch"
     if i in self.kept: return self.kept[i]
-    with torch.random.fork_rng([], enabled=self.fixed): out = tuple(o.to(self.device) for o in self.raw(i))
+    with torch.random.fork_rng([], enabled=self.fixed):
+        if self.fixed: torch.default_generator.manual_seed(self.source(i).initial_seed())
+        out = tuple(o.to(self.device) for o in self.raw(i))
     if self.fixed: self.kept[i] = out
     return out
 
