@@ -102,6 +102,7 @@ def _sync(path): # force a file's bytes, or a folder's entries, to the disk
     try: os.fsync(fd)
     finally: os.close(fd)
 
+# %% ../nbs/00_core.ipynb #32e25fc4
 @contextlib.contextmanager
 def atomic_path(path:str|Path, # where the file should end up; missing parents are made
                ): # a temporary path in the same folder, with the same ending

@@ -56,6 +56,7 @@ _DTYPES = {getattr(torch, k): v for k,v in dict(float64='F64', float32='F32', fl
                                                 uint64='U64', uint32='U32', uint16='U16', uint8='U8', bool='BOOL').items()}
 FORMAT = 'stellar_nb checkpoint'
 
+# %% ../../nbs/71e_train.checkpoint.ipynb #a1a812cd
 def _header(tensors, about): # header of a safetensors file; wide numbers come first, so that all are aligned
     head,at = dict(__metadata__={FORMAT: json.dumps(about)}),0
     for k,t in sorted(tensors.items(), key=lambda o: (-o[1].element_size(), o[0])):
@@ -67,6 +68,7 @@ def _header(tensors, about): # header of a safetensors file; wide numbers come f
 # %% ../../nbs/71e_train.checkpoint.ipynb #aa4146a9
 def _raw(t): return t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() # the bytes of a tensor
 
+# %% ../../nbs/71e_train.checkpoint.ipynb #29680831
 def write_state(path:str|Path, # the file; what it held is replaced when the new content is complete
                 state:dict, # see `pack`
                 facts:dict|None=None, # what the state belongs to, JSON values
@@ -86,6 +88,7 @@ def _digest_fits(path): # does a file end with the SHA-256 of what comes before?
         while left > 0 and (part := f.read(min(left, 1 << 20))): digest.update(part); left -= len(part)
         return f.read(32) == digest.digest()
 
+# %% ../../nbs/71e_train.checkpoint.ipynb #f128f700
 def _check(path): # BadInput unless the file is a whole checkpoint
     with open(path, 'rb') as f: first = f.read(9)
     if first[:4] == b'PK\3\4' or first[:1] == b'\x80' and first[8:] != b'{': raise BadInput(path, 'a pickle, which could run code and is never opened; delete it or choose another name')
@@ -114,10 +117,12 @@ def _owner(o, name): # 'queue.kept' → the queue, 'kept'
     for k in path: o = getattr(o, k)
     return o, last
 
+# %% ../../nbs/71e_train.checkpoint.ipynb #f9a8ef91
 def _get(cb, name):
     v = getattr(*_owner(cb, name))
     return v.get_state() if isinstance(v, torch.Generator) else v.state_dict() if hasattr(v, 'state_dict') else v
 
+# %% ../../nbs/71e_train.checkpoint.ipynb #0ffd1912
 def _set(cb, name, new):
     o,last = _owner(cb, name)
     old = getattr(o, last)
@@ -131,11 +136,13 @@ def _with_state(learn): # name → callback; those of the same name are numbered
     for cb in learn.cbs:
         if _keeps(cb): seen[cb.name] += 1; yield f'{cb.name}{seen[cb.name] if seen[cb.name] > 1 else ""}',cb
 
+# %% ../../nbs/71e_train.checkpoint.ipynb #0d166d00
 def callback_states(learn:Learner, # in training
                    ) -> dict: # name of the callback → its state
     "What the callbacks remember"
     return {k: {name: _get(cb, name) for name in _keeps(cb)} for k,cb in _with_state(learn)}
 
+# %% ../../nbs/71e_train.checkpoint.ipynb #e79b1858
 def set_callback_states(learn:Learner, # with the same callbacks, after their `before_train`
                         states:dict, # what `callback_states` returned
                        ):
@@ -151,6 +158,7 @@ def rng_state() -> dict: # see `set_rng_state`
     version,numbers,gauss = random.getstate()
     return dict(python=(version, np.array(numbers, np.uint32), gauss), numpy=np.random.get_state(), torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
 
+# %% ../../nbs/71e_train.checkpoint.ipynb #33549c86
 def set_rng_state(state:dict, # what `rng_state` returned
                  ):
     "Let all go on from there"
@@ -162,6 +170,7 @@ def set_rng_state(state:dict, # what `rng_state` returned
 def _bare(model): return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 def _optimizer(learn): return learn.opt.opt # PyTorch's own, inside fastai's wrapper
 
+# %% ../../nbs/71e_train.checkpoint.ipynb #0f43f6b5
 def training_state(learn:Learner, # in training
                    epoch:int, # that is going on
                    batch:int, # the next one in it
@@ -175,6 +184,7 @@ def training_state(learn:Learner, # in training
 # %% ../../nbs/71e_train.checkpoint.ipynb #3bc1035d
 def _groups(state): return [{k: v for k,v in g.items() if k not in ('params', 'lr', 'foreach', 'fused', 'capturable')} for g in state['param_groups']]
 
+# %% ../../nbs/71e_train.checkpoint.ipynb #d10d9065
 def set_training_state(learn:Learner, # made as for the run that is taken up; its fit has begun
                        state:dict, # what `training_state` returned
                       ):
@@ -210,6 +220,7 @@ def run_facts(learn:Learner, # about to train
     own = dict(stellar_nb=__version__, network=json.loads(config.to_json()) if config else None, batches=len(train), loader_seed=getattr(train, 'seed', None))
     return json.loads(json.dumps(facts | own))
 
+# %% ../../nbs/71e_train.checkpoint.ipynb #3bf3a91b
 def set_model_state(learn:Learner, # with the network of the checkpoint
                     state:dict, # what `training_state` returned
                    ):
@@ -259,6 +270,7 @@ def take_up(self:Checkpoint,
     except (KeyError, TypeError, ValueError): raise BadInput(self.path, 'not a readable checkpoint (it does not say where the training was); delete it to start anew') from None
     return self
 
+# %% ../../nbs/71e_train.checkpoint.ipynb #c53bdff8
 @patch
 def foreign(self:Checkpoint,
             why, # the first difference
@@ -274,6 +286,7 @@ def restore(self:Checkpoint):
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as e: raise self.foreign(' '.join(str(e).split())) from None
     self.state = None
 
+# %% ../../nbs/71e_train.checkpoint.ipynb #ff70d60e
 @patch
 def write(self:Checkpoint,
           epoch:int, # that is going on
@@ -287,6 +300,7 @@ def write(self:Checkpoint,
     self.last = time.monotonic()
     self.took = self.last - began
 
+# %% ../../nbs/71e_train.checkpoint.ipynb #43b6d91a
 @patch
 def failed(self:Checkpoint,
            e:OSError, # what happened

@@ -55,6 +55,7 @@ def batch(self:Batches,
     if self.fixed: self.kept[i] = out
     return out
 
+# %% ../../nbs/70_train.learner.ipynb #022149d4
 @patch
 def to(self:Batches,
        device:torch.device, # where batches go from now on
