@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['HAS_MAMBA', 'HAS_SPECUTILS', 'C_KMS', 'seed_everything', 'generator', 'default_device', 'smoke', 'pick',
-           'package_data', 'result_path', 'data_dir', 'BadInput', 'atomic_path', 'progress', 'JsonConfig']
+           'package_data', 'result_path', 'data_dir', 'BadInput', 'atomic_path', 'leftovers', 'progress', 'JsonConfig']
 
 # %% ../nbs/00_core.ipynb #6fc4536f
-import contextlib, json, os, random, tempfile
+import contextlib, glob, json, os, random, tempfile
 from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -93,23 +93,41 @@ class BadInput(ValueError):
                  reason:str, # one clause in plain words
                 ):
         self.name,self.reason = str(name),reason
-        super().__init__(f'{name}: {reason}')
+        super().__init__(self.name, reason)
+    def __str__(self): return f'{self.name}: {self.reason}'
 
 # %% ../nbs/00_core.ipynb #a4b4a68e
+def _sync(path): # force a file's bytes, or a folder's entries, to the disk
+    fd = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try: os.fsync(fd)
+    finally: os.close(fd)
+
+# %% ../nbs/00_core.ipynb #32e25fc4
 @contextlib.contextmanager
 def atomic_path(path:str|Path, # where the file should end up; missing parents are made
                ): # a temporary path in the same folder, with the same ending
-    "Write to the path that this yields; it takes its place only when the block ends without an error"
+    "Write to the path that this yields; it takes its place, durably, only when the block ends without an error"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd,tmp = tempfile.mkstemp(dir=path.parent, prefix='.tmp-', suffix=''.join(path.suffixes[-2:]))
+    fd,tmp = tempfile.mkstemp(dir=path.parent, prefix=_tmp_prefix(path), suffix=''.join(path.suffixes[-2:]))
     os.close(fd)
     try:
-        yield Path(tmp)
+        yield (tmp := Path(tmp))
+        _sync(tmp)
         mask = os.umask(0); os.umask(mask)
         os.chmod(tmp, 0o666 & ~mask)
         os.replace(tmp, path)
+        with contextlib.suppress(OSError): _sync(path.parent) # some file systems cannot, Windows among them
     finally: Path(tmp).unlink(missing_ok=True)
+
+# %% ../nbs/00_core.ipynb #950f2120
+def _tmp_prefix(path): return f'.tmp-{path.name[:100]}-'
+
+def leftovers(path:str|Path, # as given to `atomic_path`
+             ) -> list[Path]: # temporary files beside it, of runs that were killed or are writing now
+    "Unfinished versions of a file"
+    path = Path(path)
+    return sorted(path.parent.glob(glob.escape(_tmp_prefix(path)) + '*'))
 
 # %% ../nbs/00_core.ipynb #e11dbeeb
 def progress(items:Iterable|None=None, # what to go through; None for a bar that is moved by hand

@@ -105,4 +105,4 @@ def xp_library() -> XpStars: # 40,226 stars
 def xp_sample() -> XpStars|None: # 4,077 stars; None where they are not at hand
     "The stars of the folder `gaia_xp` of real data"
     if (folder := data_dir('gaia_xp')) is None: return None
-    with np.load(folder/'xp_spectra.npz') as d: return _stars(pd.read_csv(folder/'labels.csv'), d['flux'], d['flux_error'])
+    with np.load(folder/'xp_spectra.npz', allow_pickle=False) as d: return _stars(pd.read_csv(folder/'labels.csv'), d['flux'], d['flux_error'])

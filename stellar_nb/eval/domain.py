@@ -234,7 +234,7 @@ def _template_stars():
 
 # %% ../../nbs/85_eval.domain.ipynb #13c26406
 def _miles_stars(folder):
-    with np.load(folder/'miles_spectra.npz') as d: flux,wave,names = d['flux'], air_to_vacuum(d['wave0'] + d['dwave']*np.arange(d['flux'].shape[1])), d['miles_id']
+    with np.load(folder/'miles_spectra.npz', allow_pickle=False) as d: flux,wave,names = d['flux'], air_to_vacuum(d['wave0'] + d['dwave']*np.arange(d['flux'].shape[1])), d['miles_id']
     table = pd.read_csv(folder/'miles_labels.csv', dtype=dict(miles_id=str)).set_index('miles_id').loc[names].reset_index()
     kind = np.select([table.teff.between(3900, 7800), (table.teff > 8200) | (table.teff < 3700)], [1, 2], 0)
     return _on_lamost(wave, flux), table.assign(set='MILES', subclass=table.sptype, kind=kind)

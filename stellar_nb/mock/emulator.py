@@ -28,7 +28,7 @@ def read_grid(path:str|Path, # `stellar_grid.npz`
               arm:str='lamost', # 'lamost' (R=1800) or 'pfs' (R=5000)
              ) -> dict[str,Tensor]: # `labels` (node, 4), `wave` (pixel,) Å, `flux` (node, pixel) normalised, `wave_cont` (200,) Å, `cont` (node, 200) log10 erg/s/cm²/Å
     "The computed spectra of one arm in double precision"
-    with np.load(path) as d:
+    with np.load(path, allow_pickle=False) as d:
         o = dict(labels=d['label'], wave=d[f'wave_{ARMS[arm]}'], flux=d[f'norm_{ARMS[arm]}']/5e4, wave_cont=d['wave_cont'], cont=d['logcont'])
     return {k:torch.tensor(v, dtype=torch.float64) for k,v in o.items()}
 

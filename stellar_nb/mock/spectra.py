@@ -188,7 +188,7 @@ def save_noise(folder:str|Path, # where `noise.safetensors` goes
               ):
     "Make the shipped noise curves"
     Path(folder).mkdir(parents=True, exist_ok=True)
-    with np.load(path) as d: save_file(noise_curves(d['flux'], d['ivar']), p := Path(folder)/'noise.safetensors')
+    with np.load(path, allow_pickle=False) as d: save_file(noise_curves(d['flux'], d['ivar']), p := Path(folder)/'noise.safetensors')
     p.chmod(0o644)
 
 # %% ../../nbs/11b_mock.spectra.ipynb #06d8c95f
@@ -321,7 +321,7 @@ def save_templates(folder:str|Path, # where `templates.safetensors` and `templat
                   ):
     "Make the shipped templates: flux over its median, half precision"
     folder,source = Path(folder),Path(source); folder.mkdir(parents=True, exist_ok=True)
-    with np.load(source/'templates.npz') as d: flux,start,step = d['flux'].astype('f8'),float(d['log10_wave0']),float(d['dlog10'])
+    with np.load(source/'templates.npz', allow_pickle=False) as d: flux,start,step = d['flux'].astype('f8'),float(d['log10_wave0']),float(d['dlog10'])
     flux = torch.tensor(flux/np.nanmedian(np.where(flux > 0, flux, np.nan), 1)[:, None]).half()
     save_file(dict(flux=flux), p := folder/'templates.safetensors', dict(log10_wave0=repr(start), dlog10=repr(step)))
     p.chmod(0o644)

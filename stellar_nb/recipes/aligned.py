@@ -17,7 +17,7 @@ from ..aligned import AlignedModel, FeatureScale, align_features
 from ..core import *
 from ..eval.probes import few_shot, least_squares
 from .alignment import ALIGNERS, BATCH, RATES, inputs, make_aligner, scale_pairs
-from .core import Recipe, as_it_is
+from .core import Recipe, as_it_is, checkpoint_file
 from .pairs import ENCODERS, PairSet, draw_features, load_pairs, save_pairs
 from ..train.momentum import paired_stars, train_aligner
 
@@ -83,7 +83,7 @@ def facts_of_test(model:AlignedModel, # trained
 # %% ../../nbs/92t_recipes.aligned.ipynb #df7b27b6
 def train_aligned(preset:str='laptop', # a key of `ALIGNED_PRESETS`
                   seed:int=42, # of weights and order
-                  out:str|Path='models', # features are kept in its folder `features`
+                  out:str|Path='models', # features are kept in its folder `features`; holds a checkpoint while the training lasts
                   workers:int=1, # processes that draw
                  ) -> tuple[AlignedModel,pd.DataFrame,dict]: # the model, the history of its training, its hyper-parameters
     "DESA without labels"
@@ -93,7 +93,7 @@ def train_aligned(preset:str='laptop', # a key of `ALIGNED_PRESETS`
     net = make_aligner(METHOD, train, False)
     loader = lambda p,**kw: paired_stars(inputs(p, False), p.star, BATCH, seed, **kw)
     facts = dict(method=METHOD, stars=train.stars.star.nunique(), spectra=len(train), epochs=ALIGNED_PRESETS[preset]['epochs'], batch=BATCH, lr=RATES[METHOD])
-    history = train_aligner(net, loader(train), loader(valid, fixed=True), epochs=facts['epochs'], lr=facts['lr'], seed=seed, **ALIGNERS[METHOD])
+    history = train_aligner(net, loader(train), loader(valid, fixed=True), epochs=facts['epochs'], lr=facts['lr'], seed=seed, checkpoint=checkpoint_file(out, 'desa_aligned', preset), **ALIGNERS[METHOD])
     model = as_model(net, raw[0])
     return model, history, facts | {k: float(history[k].iloc[-1]) for k in ('spread', 'rank', 'seconds')} | facts_of_test(model, frozen('test', preset, Path(out)/'features', workers))
 

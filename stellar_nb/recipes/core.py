@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'LABELS', 'Recipe', 'with_margins', 'without_margins', 'calibrate', 'as_it_is', 'card_table', 'write_card',
-           'in_blocks', 'make_model']
+           'checkpoint_file', 'in_blocks', 'make_model']
 
 # %% ../../nbs/92_recipes.core.ipynb #b9d9c0ce
 import time
@@ -119,6 +119,14 @@ Training ranges: {ranges}. Intervals hold {' and '.join(f'{o:.0%}' for o in mode
 {card_table(q, true, snr, model.labels, recipe.snr)}
 """
 
+# %% ../../nbs/92_recipes.core.ipynb #7d869641
+def checkpoint_file(out:str|Path|None, # folder; None = no checkpoint
+                    name:str, # of the model
+                    preset:str, # of its recipe
+                   ) -> Path|None: # see `train_cosine`
+    "Where a training that is cut off goes on from; `make_model` removes it at the end"
+    return None if out is None else Path(out)/f'{name}-{preset}.checkpoint.safetensors'
+
 # %% ../../nbs/92_recipes.core.ipynb #2a34ac06
 def in_blocks(f:Callable[[int,int],tuple], # (stars, seed) → arrays and tables; a function of a module if there are several processes
               n:int, # stars
@@ -149,5 +157,5 @@ def make_model(recipe:Recipe, # what to make
     model.card = card(model, preset, training, seconds, p.get('test', 2*p['calibrate']), **kw) + f'\nEnergy of the training: {energy}.\n'
     training |= dict(energy_wh=energy.wh, energy_from=energy.how)
     folder = save_pretrained(model, out/recipe.name, history=history, training=dict(preset=preset, seed=seed) | training)
-    (out/f'{recipe.name}-{preset}.checkpoint.safetensors').unlink(missing_ok=True) # the next training starts anew
+    checkpoint_file(out, recipe.name, preset).unlink(missing_ok=True) # the next training starts anew
     return folder

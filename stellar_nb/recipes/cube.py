@@ -24,7 +24,7 @@ from ..data.fields import Fields, FieldScale
 from ..eval.metrics import r2
 from ..mock.cube import band_edges, mock_cube, on_grid
 from ..models.mae import GuidedMAE, GuidedMAEConfig
-from .core import Recipe, as_it_is, in_blocks
+from .core import Recipe, as_it_is, checkpoint_file, in_blocks
 from ..train.mae import fit_mae, in_order, place_features, place_targets
 
 # %% ../../nbs/92q_recipes.cube.ipynb #ab160466
@@ -225,7 +225,7 @@ def train_guided(preset:str='laptop', # a key of `PRESETS`
     m,v = (draw_fields(n, seed+i, part, workers=workers, size=config.size, stars=stars_of(config.size)) for i,(n,part) in enumerate(((p['fields'], 'train'), (min(128, p['test']), 'calibrate'))))
     scale = field_scale(m)
     train,valid = (scale(o.cubes, o.good, o.images) for o in (m, v))
-    net,history = fit_mae(train, valid, config, p['epochs'], batch=p.get('batch', 64), seed=seed, desc='guided_mae', checkpoint=Path(out)/f'guided_mae-{preset}.checkpoint.safetensors', half=preset == 'paper')
+    net,history = fit_mae(train, valid, config, p['epochs'], batch=p.get('batch', 64), seed=seed, desc='guided_mae', checkpoint=checkpoint_file(out, 'guided_mae', preset), half=preset == 'paper')
     return CubeModel(net, scale, WAVE), history, dict(fields=p['fields'], spectra=p['fields'], epochs=p['epochs'], batch=p.get('batch', 64))
 
 # %% ../../nbs/92q_recipes.cube.ipynb #b0229fe2

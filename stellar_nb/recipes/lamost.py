@@ -80,7 +80,7 @@ def lamost_quantiles(model:LabelModel, # a LAMOST model
 # %% ../../nbs/92b_recipes.lamost.ipynb #38e1a669
 def train_lamost(preset:str='laptop', # a key of `PRESETS`
                  seed:int=42, # of weights and survey
-                 out:str|Path='models', # not used: the training is short
+                 out:str|Path|None=None, # holds a checkpoint while the training lasts; None = none is written
                  systematics:Systematics|None=Systematics(), # imperfections of the mock spectra
                  epochs:int|None=None, # other than the preset's
                 ) -> tuple[LabelModel,pd.DataFrame,dict]: # the model, the history of its training, its hyper-parameters
@@ -92,7 +92,7 @@ def train_lamost(preset:str='laptop', # a key of `PRESETS`
     net = SpecViT(SpecViTConfig.laptop(length=LAMOST_PREP.length, labels=LABELS, quantiles=LEVELS))
     learn = make_learner(net, Fresh(make, p['batches'], BATCH, seed), Fresh(make, 4, 256, seed+2, fixed=True), partial(pinball, levels=LEVELS),
                          cbs=(NoiseOnTheFly(seed), PreprocessBatch(LAMOST_WAVE, LAMOST_PREP)), desc='specvit_lamost')
-    history = train_cosine(learn, p['epochs'], lr=1e-3)
+    history = train_cosine(learn, p['epochs'], lr=1e-3, checkpoint=checkpoint_file(out, 'specvit_lamost', preset), facts=dict(seed=seed, systematics=str(systematics)))
     limits = dict(zip(LABELS, torch.stack(lamost().label_range(), 1).tolist()))
     return LabelModel(net.cpu(), LAMOST_PREP, scale, (0.,)*3, limits), history, dict(spectra=p['epochs']*p['batches']*BATCH, batch=BATCH, lr=1e-3, **p)
 

@@ -197,7 +197,7 @@ def fit_views(data:ViewSet|Fresh, # training stars; `fresh_views` makes new ones
               lam:float=.5, # weight of the supervised part
               seed:int=42, # of weights and order
               desc:str='training', # what the progress bar says
-              checkpoint:str|Path|None=None, # written after each epoch, taken up if it is there
+              checkpoint:str|Path|None=None, # see `train_cosine`
              ) -> tuple[DesaLightCurve,pd.DataFrame]: # the network on the CPU, the history
     "Train a network on views"
     seed_everything(seed)
@@ -241,7 +241,7 @@ def train_lightcurve(preset:str='laptop', # a key of `PRESETS`
     data = valid if p.get('fresh') else draw_views(p['stars'], name, seed, view=view, fast=FAST, workers=workers)
     scale = LabelScale.fit(('lnprot',), data.y)
     if p.get('fresh'): data = fresh_views(name, view, scale, p['stars'], p['batch'], seed)
-    net,history = fit_views(data, valid, config, scale, p['epochs'], view.periods, p['lr'], p['batch'], p['floor'], p['warm'], seed=seed, desc=name, checkpoint=Path(out)/f'{name}-{preset}.checkpoint.safetensors')
+    net,history = fit_views(data, valid, config, scale, p['epochs'], view.periods, p['lr'], p['batch'], p['floor'], p['warm'], seed=seed, desc=name, checkpoint=checkpoint_file(out, name, preset))
     return PeriodModel(net, view, scale, (0., 0.), LIMITS[name]), history, dict(spectra=p['stars'], **p)
 
 # %% ../../nbs/92m_recipes.lightcurve.ipynb #ff423bc4

@@ -154,8 +154,7 @@ def train_pfs(preset:str='laptop', # a key of `PRESETS`
     if config.looks: start_pfs(net, scale, prep, p['start'], seed=seed).start.requires_grad_(False)
     learn = pfs_learner(net, scale, p, prep, seed)
     facts = dict(preset=preset, seed=seed, batch=p['batch'], spectra=p['epochs']*(p.get('stars') or p['batches']*p['batch']), weight_decay=.01, clip=.5, version=__version__)
-    checkpoint = None if preset == 'smoke' else Path(out)/f'specvit_pfs-{preset}.checkpoint.safetensors'
-    history = train_cosine(learn, p['epochs'], lr=p['lr'], warm=p['warm'], checkpoint=checkpoint, facts=facts)
+    history = train_cosine(learn, p['epochs'], lr=p['lr'], warm=p['warm'], checkpoint=checkpoint_file(out, 'specvit_pfs', preset), facts=facts)
     limits = {k: BOX[k] for k in config.labels}
     return LabelModel(net.cpu(), prep, scale, (0.,)*len(config.labels), limits), history, {**facts, **p}
 

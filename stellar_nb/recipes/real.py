@@ -43,7 +43,7 @@ def lamost_dr10() -> RealStars|None: # None where the folder is not at hand
     "The folder `lamost_dr10` of real data"
     if (folder := data_dir('lamost_dr10')) is None: return None
     table = pd.read_csv(folder/'labels.csv')
-    with np.load(folder/'spectra.npz') as d:
+    with np.load(folder/'spectra.npz', allow_pickle=False) as d:
         wave,flux,ivar = 10**(d['log10_wave0'] + d['dlog10']*np.arange(d['npix'])), torch.tensor(d['flux']), torch.tensor(d['ivar'])
     bad = ~(flux.isfinite() & ivar.isfinite() & (ivar > 0))
     col = lambda k: torch.tensor(table[k].to_numpy(float))

@@ -24,7 +24,7 @@ from ..mock.sky import SKY, draw_sky, sky_batch
 from ..mock.spectra import LAMOST_WAVE
 from ..models.mamba_fusion import StarClassifierConfig, StarClassifierFusion
 from ..objectives.classes import ClassLoss
-from .core import Recipe
+from .core import Recipe, checkpoint_file
 from .lamost import LAMOST_PREP
 from ..train.callbacks import NoiseOnTheFly, PreprocessBatch, add_noise
 from ..train.learner import Fresh, make_learner, train_cosine
@@ -85,7 +85,7 @@ def train_sky(preset:str='laptop', # a key of `PRESETS`
     seed_everything(seed)
     net = StarClassifierFusion(StarClassifierConfig.laptop(classes=len(vocabulary), names=vocabulary.names, features=gaia.width, **changes))
     learn = sky_learner(net, gaia, keep, p['batches'], weight if weighted else None, seed, desc)
-    history = train_cosine(learn, p['epochs'], lr=3e-3, checkpoint=Path(out)/f'{desc}-{preset}.checkpoint.safetensors',
+    history = train_cosine(learn, p['epochs'], lr=3e-3, checkpoint=checkpoint_file(out, desc, preset),
                            facts=dict(preset=preset, seed=seed, weighted=weighted, drop=drop, version=__version__, batches=p['batches'], **changes))
     return ClassModel(net.cpu(), LAMOST_PREP, gaia, vocabulary, {}), history, dict(spectra=p['epochs']*p['batches']*BATCH, batch=BATCH, lr=3e-3, weighted=weighted, **p)
 

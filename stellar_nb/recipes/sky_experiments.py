@@ -15,6 +15,7 @@ from fastcore.test import *
 from .. import __version__
 from ..core import *
 from ..eval.classes import baseline_allzero, baseline_prior, class_table, ece, interval, scores
+from .core import checkpoint_file
 from .sky import *
 
 # %% ../../nbs/92j_recipes.sky_experiments.ipynb #e222c909
@@ -57,7 +58,7 @@ def run_variant(name:str, # a key of `VARIANTS`
         p = sky_probabilities(model, n, 'test', case).numpy()
         rows.append(facts | dict(given=case) | score_rows(p, y))
         types += class_table(p, y, model.vocabulary.names).reset_index().assign(variant=name, seed=seed, given=case).to_dict('records')
-    (Path(out)/f'{name} {seed}-{preset}.checkpoint.safetensors').unlink(missing_ok=True) # the next training starts anew
+    checkpoint_file(out, f'{name} {seed}', preset).unlink(missing_ok=True) # the next training starts anew
     return rows, types
 
 # %% ../../nbs/92j_recipes.sky_experiments.ipynb #efdffdb6

@@ -86,7 +86,7 @@ def miles_stars(away:float=20., # the stars are moved to so many times their dis
                ) -> TypedStars|None: # None where the folder is not at hand
     "Stars of MILES that Gaia and Hipparcos know too"
     if (folder := data_dir('miles')) is None or (g := miles_gaia()) is None: return None
-    with np.load(folder/'miles_spectra.npz') as d: flux,wave,ids = torch.tensor(d['flux']), torch.tensor(air_to_vacuum(d['wave0'] + d['dwave']*np.arange(d['flux'].shape[1]))), d['miles_id']
+    with np.load(folder/'miles_spectra.npz', allow_pickle=False) as d: flux,wave,ids = torch.tensor(d['flux']), torch.tensor(air_to_vacuum(d['wave0'] + d['dwave']*np.arange(d['flux'].shape[1]))), d['miles_id']
     flux = flux[join_by_id(g, pd.DataFrame(dict(miles_id=ids)), 'miles_id', 'miles_id')]
     x,good = LAMOST_PREP(wave, flux, (flux.isfinite() & (flux > 0)).float(), torch.zeros(len(flux)))
     star = g.name.str.replace(' ', '').to_numpy()

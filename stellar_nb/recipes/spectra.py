@@ -92,7 +92,7 @@ def desa_network(size:str='laptop', # 'laptop' or 'paper'
 # %% ../../nbs/92k_recipes.spectra.ipynb #c53e705f
 def train_spectra(preset:str='laptop', # a key of `DESA_PRESETS`
                   seed:int=42, # of weights and survey
-                  out:str|Path='models', # not used: the training is short
+                  out:str|Path|None=None, # holds a checkpoint while the training lasts; None = none is written
                   lam:float=.5, # share of the labels in the loss
                   stars:float|None=None, # of the spectra that are masked; None = the preset's, half of them but for the published network
                  ) -> tuple[LabelModel,pd.DataFrame,dict]: # the model, the history of its training, its hyper-parameters
@@ -103,7 +103,7 @@ def train_spectra(preset:str='laptop', # a key of `DESA_PRESETS`
     make = partial(spectra_batch, scale=scale)
     learn = make_learner(net, Fresh(make, p['batches'], BATCH, seed), Fresh(make, 2, 256, seed+2, fixed=True), partial(desa_loss, lam=lam),
                          cbs=(NoiseOnTheFly(seed), PreprocessBatch(LAMOST_WAVE, prep), MaskForFilling(stars=p['stars'], seed=seed)), desc='desa_spectra')
-    history = train_cosine(learn, p['epochs'], p['lr'], p['floor'], p['warm'])
+    history = train_cosine(learn, p['epochs'], p['lr'], p['floor'], p['warm'], checkpoint_file(out, 'desa_spectra', preset), dict(seed=seed, lam=lam, stars=p['stars']))
     limits = dict(zip(LABELS, torch.stack(lamost().label_range(), 1).tolist()))
     model = LabelModel(net.cpu(), prep, scale, ((0.,)*3,)*2, limits, DESA_COVERAGE)
     return model, history, dict(spectra=p['epochs']*p['batches']*BATCH, batch=BATCH, lam=lam, **p)

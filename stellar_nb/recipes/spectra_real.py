@@ -40,7 +40,7 @@ def miles_labelled(red:float=7400., # Å; nothing beyond is used
                   ) -> RealStars|None: # None where the folder is not at hand
     "The stars of MILES with all three labels"
     if (folder := data_dir('miles')) is None: return None
-    with np.load(folder/'miles_spectra.npz') as d: flux,wave,ids = torch.tensor(d['flux']), torch.tensor(air_to_vacuum(d['wave0'] + d['dwave']*np.arange(d['flux'].shape[1]))), d['miles_id']
+    with np.load(folder/'miles_spectra.npz', allow_pickle=False) as d: flux,wave,ids = torch.tensor(d['flux']), torch.tensor(air_to_vacuum(d['wave0'] + d['dwave']*np.arange(d['flux'].shape[1]))), d['miles_id']
     table = pd.read_csv(folder/'miles_labels.csv', dtype=dict(miles_id=str)).set_index('miles_id').loc[ids].reset_index()
     keep = table[list(LABELS)].notna().all(axis=1).to_numpy(copy=True)
     good = (flux.isfinite() & (flux > 0) & (wave < red))[keep]

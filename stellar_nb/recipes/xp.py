@@ -60,6 +60,7 @@ def fit_xp(stars:XpStars, # training stars
            config:SpecViTConfig|None=None, # of the network; None = `xp_config()`
            seed:int=42, # of weights, order and noise
            desc:str='specvit_xp', # what the progress bar says
+           checkpoint:str|Path|None=None, # see `train_cosine`
           ) -> tuple[LabelModel,pd.DataFrame]: # the model, not calibrated; the history of its training
     "SpecViT on XP spectra"
     seed_everything(seed)
@@ -69,7 +70,7 @@ def fit_xp(stars:XpStars, # training stars
     load = lambda s,size,**kw: fixed_stars((s.flux, s.sigma), scale.encode(s.y), size, seed, **kw)
     learn = make_learner(net, load(stars, batch), load(valid, 1024, fixed=True), partial(pinball, levels=LEVELS),
                          cbs=(NoiseOnTheFly(seed, valid=False), PreprocessBatch(torch.as_tensor(XP_WAVE), prep)), weight_decay=.05, desc=desc)
-    history = train_cosine(learn, epochs, lr=lr)
+    history = train_cosine(learn, epochs, lr=lr, checkpoint=checkpoint, facts=dict(seed=seed, batch=batch, stars=len(stars)))
     limits = {k: (v[v.isfinite()].min().item(), v[v.isfinite()].max().item()) for k,v in zip(LABELS, stars.y.T)}
     return LabelModel(net.cpu(), prep, scale, (0.,)*len(LABELS), limits), history
 
@@ -93,12 +94,12 @@ def xp_quantiles(model:LabelModel, # an XP model
 # %% ../../nbs/92c_recipes.xp.ipynb #98796a4b
 def train_xp(preset:str='laptop', # a key of `PRESETS`
              seed:int=42, # of weights, order and noise
-             out:str|Path='models', # not used: the training is short
+             out:str|Path|None=None, # holds a checkpoint while the training lasts; None = none is written
             ) -> tuple[LabelModel,pd.DataFrame,dict]: # the model, the history of its training, its hyper-parameters
     "SpecViT on the even stars of the library"
     p,parts = PRESETS[preset],xp_parts()
     stars = xp_library()[parts['train'][:p['stars']]]
-    model,history = fit_xp(stars, xp_library()[parts['valid']], p['epochs'], p['lr'], p['batch'], xp_config(**p['size']), seed)
+    model,history = fit_xp(stars, xp_library()[parts['valid']], p['epochs'], p['lr'], p['batch'], xp_config(**p['size']), seed, checkpoint=checkpoint_file(out, 'specvit_xp', preset))
     return model, history, dict(spectra=len(stars), weight_decay=.05, clip=.5, **p)
 
 # %% ../../nbs/92c_recipes.xp.ipynb #c780a5e3

@@ -40,13 +40,12 @@ def field_batches(fields:Fields, # to draw from
                   fixed:bool=False, # the same batches in every epoch
                  ) -> Repeated: # a loader of (cubes, good, present, images…) and nothing to compare with
     "Batches for a `GuidedMAE`"
-    gen = generator(seed+1)
-    def make(idx, device):
+    def make(idx, device, gen):
         f = fields[idx]
         k = int(torch.randint(8, (), generator=gen)) if turn and not fixed else 0
         shown = f.present & (torch.rand(f.present.shape, generator=gen) >= withhold)
         return tuple(o.to(device) for o in (turned(f.cubes, k), turned(f.good, k), shown, *(turned(v, k) for v in f.images.values()))), torch.zeros(len(idx), 1)
-    return Repeated(make, len(fields), batch, seed, fixed)
+    return Repeated(make, len(fields), batch, seed, fixed, drawn=True)
 
 # %% ../../nbs/74_train.mae.ipynb #c043df6b
 class FieldNet(nn.Module):
@@ -90,7 +89,7 @@ def fit_mae(train:Fields, # normalised training fields
             temperature:float=.07, # of the contrast
             seed:int=42, # of weights, order and masks
             desc:str='pretraining', # what the progress bar says
-            checkpoint:str|Path|None=None, # written after each epoch, taken up if it is there
+            checkpoint:str|Path|None=None, # see `train_cosine`
             half:bool=False, # mixed precision on a graphics card, for networks of paper size
             network:Callable=GuidedMAE, # makes the network from its configuration
            ) -> tuple[GuidedMAE,pd.DataFrame]: # the network on the CPU, the history

@@ -84,7 +84,7 @@ def follow(slow:nn.Module, # the copy; changed in place
 # %% ../../nbs/71d_train.momentum.ipynb #cae45f2f
 class Momentum(Callback):
     "MoCo: keys of a slow copy of the network and a queue of old ones, handed to the loss behind `yb`"
-    order = 45 # after the callbacks that prepare a batch
+    order,keeps = 45,('slow', 'queue.kept') # after the callbacks that prepare a batch; a checkpoint holds copy and queue
     def __init__(self,
                  m:float=.9, # momentum of the copy
                  size:int=4096, # keys in the queue
@@ -153,7 +153,8 @@ def train_aligner(net:nn.Module, # `DualFormer`, `TwoTowers` or another that ret
     if method == 'simsiam' and not getattr(net.config, 'predictor', False): raise ValueError('SimSiam needs a predictor: TwoTowersConfig(predictor=True)')
     seed_everything(seed)
     own = (CollapseMonitor(_projections, low), *((Momentum(*momentum),) if method == 'moco' else ()))
+    facts = dict(method=method, seed=seed, momentum=momentum if method == 'moco' else None, **options)
     learn = make_learner(net.train().requires_grad_(True), train, valid, loss, (*own, *cbs), weight_decay, desc=method)
-    history = train_cosine(learn, epochs, lr=lr, floor=floor, checkpoint=checkpoint, facts=dict(method=method), half=half)
+    history = train_cosine(learn, epochs, lr=lr, floor=floor, checkpoint=checkpoint, facts=facts, half=half)
     net.eval()
     return history

@@ -27,7 +27,7 @@ class CollapseMonitor(Callback):
     def after_pred(self):
         if not self.training: self.kept.append(self.embed(self.learn.pred).detach())
     def after_epoch(self):
-        if self.epoch != len(self.learn.training_log.history) - 1 or not self.kept: return
+        if not self.kept: return
         z = torch.cat(self.kept)
         self.learn.training_log.history[-1] |= dict(spread=spread(z).item(), rank=effective_rank(z).item())
         if spread(z) < self.low: warnings.warn(f'the embeddings have collapsed: spread {spread(z):.3f} after epoch {self.epoch + 1}')
