@@ -538,7 +538,7 @@ def _scalars(rows): # columns of numbers and text, those of structs by their own
     flat = [{k: v for a,b in o.items() for k,v in (b.items() if isinstance(b, dict) else [(a, b)])} for o in rows]
     return pd.DataFrame([{k: v for k,v in o.items() if isinstance(v, (str, int, float, bool, np.generic)) or v is None} for o in flat])
 
-# %% ../../nbs/27_data.fetch.ipynb #fcbc328d
+# %% ../../nbs/27_data.fetch.ipynb #d4b0c4cc
 def _padded(rows, key, fill): # (row, pixel)
     out = np.full((len(rows), max(len(o[key]) for o in rows)), fill, 'f8')
     for x,o in zip(out, rows): x[:len(o[key])] = o[key]
@@ -552,9 +552,10 @@ def write_spectra(rows:list[dict], # with `spectrum`: flux, ivar, lambda (Å) an
     flux,ivar,wave = (_padded(spectra, k, -1) for k in ('flux', 'ivar', 'lambda'))
     bad = (wave <= 0) | ~np.isfinite(wave*flux*ivar) | (ivar <= 0) | (_padded(spectra, 'mask', 1) != 0 if 'mask' in spectra[0] else False)
     end = np.maximum.accumulate(np.where(wave > 0, wave, 0), 1) + np.cumsum(wave <= 0, 1) # padding goes on in steps of 1 Å
-    arrays = dict(wave=end, flux=np.where(bad, 0, flux), ivar=np.where(bad, 0, ivar)) | {k: np.array([str(o).encode() for o in v]) if v.dtype.kind not in 'fiub' else v.to_numpy() for k,v in _scalars([{k: v for k,v in o.items() if k != 'spectrum'} for o in rows]).items()}
+    arrays = dict(wave=end, flux=np.where(bad, 0, flux), ivar=np.where(bad, 0, ivar))
+    labels = _scalars([{k: v for k,v in o.items() if k != 'spectrum'} for o in rows]).rename(columns=dict(object_id='id'))
     with atomic_path(path) as tmp, h5py.File(tmp, 'w') as f:
-        for k,v in arrays.items(): f[k] = v
+        for k,v in (arrays | {k: v.to_numpy() if v.dtype.kind in 'fiub' else np.array([str(o).encode() for o in v]) for k,v in labels.items()}).items(): f[k] = v
 
 # %% ../../nbs/27_data.fetch.ipynb #4581228e
 def write_curves(rows:list[dict], # with `lightcurve`: time, flux and perhaps flux_err, and `object_id`
