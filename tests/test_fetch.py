@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from astropy.table import Table
 
 pytest.importorskip('astroquery')
 from stellar_nb.cli import main
@@ -62,7 +63,7 @@ def test_the_rest_alone_is_asked_for(served, tmp_path):
 
 def test_resumed_by_another_run(served, tmp_path):
     served.faults[NAME] = ['drop']
-    with pytest.raises(BadInput, match='broke the connection or fell silent, 1 times'): fetch_file(quick(0), offer(served), tmp_path)
+    with pytest.raises(BadInput, match='broke the connection 1 times'): fetch_file(quick(0), offer(served), tmp_path)
     assert not (tmp_path/NAME).exists() and (tmp_path/f'.{NAME}.part').stat().st_size == len(CONTENT)//2
     fetch_file(quick(0), offer(served), tmp_path)
     assert served.asked[-1][2] and (tmp_path/NAME).read_bytes() == CONTENT
@@ -84,22 +85,19 @@ def test_a_part_longer_than_the_file_starts_anew(served, tmp_path):
 
 
 @pytest.mark.parametrize('faults,why', [
-    (['404'], 'says 404 Not Found'), (['503']*9, 'says 503 Service Unavailable, 4 times'), (['reset']*9, 'broke the connection or fell silent, 4 times'),
+    (['404'], 'says 404 Not Found'), (['503']*9, 'says 503 Service Unavailable, 4 times'), (['reset']*9, 'broke the connection 4 times'),
     (['endless'], f'sends more than the {len(CONTENT):,} bytes'), (['to:file:///etc/passwd'], 'not the address of a web server'), (['to:ftp://127.0.0.1/'], 'not the address of a web server')])
 def test_it_fails_with_a_reason(served, tmp_path, faults, why):
     served.faults[NAME] = faults
-    session = quick()
-    session.answered.add(host_of(served.url))
-    with pytest.raises(BadInput, match=why): fetch_file(session, offer(served), tmp_path)
+    with pytest.raises(BadInput, match=why): fetch_file(quick(), offer(served), tmp_path)
     assert not (tmp_path/NAME).exists()
 
 
 def test_silence(served, tmp_path):
     served.faults[NAME] = ['slow']
-    session = quick(0, read=.2)
-    session.answered.add(host_of(served.url))
+    session = quick(read=.2)
     start = time.perf_counter()
-    with pytest.raises(BadInput, match='fell silent'): fetch_file(session, offer(served), tmp_path)
+    with pytest.raises(BadInput, match='does not answer in time'): fetch_file(session, offer(served), tmp_path)
     assert time.perf_counter() - start < 1.5
 
 
@@ -193,6 +191,16 @@ def test_gaia_in_pieces(tmp_path):
     assert rows.source_id.tolist() == sky().source_id.tolist() and list(rows) == GAIA_FETCHED
 
 
+def test_xp_spectra(tmp_path):
+    out = io.BytesIO()
+    Table(dict(source_id=np.array([5, 7]), flux=np.ones((2, 343), 'f4'), flux_error=np.full((2, 343), .1, 'f4'))).write(out, format='fits')
+    with MockArchive([('xp.fits', out.getvalue())], gaia=sky()) as archive:
+        files = list_xp(range(250), server=archive.url)
+        assert [o.status for o in fetch_files(quick(), files, tmp_path)] == ['fetched']*2 and all(len(o.url) < 8000 for o in files)
+        assert command('gaia', *sky().source_id[:2], '--xp', '-o', tmp_path/'g', '--server', archive.url, '--quiet')[0] == 0
+    assert [o.id for o in read_spectra(tmp_path/files[0].name)] == ['5', '7'] and len(list((tmp_path/'g').glob('xp-*.fits'))) == 1
+
+
 def test_gaia_query_is_adql():
     assert {*re.findall(r'g\.(\w+)', gaia_query().split('FROM')[0])} == {*GAIA_FETCHED} >= {k for k in GAIA_COLUMNS if 'flag' not in k}
     assert '< 0.000833333 ' in gaia_query(3.) + ' '
@@ -201,16 +209,20 @@ def test_gaia_query_is_adql():
 def test_light_curves_and_catalogues_of_the_hub(tmp_path):
     write_curves([dict(lightcurve=dict(time=np.arange(99.), flux=np.ones(99)), object_id='7'), dict(lightcurve=[dict(time=float(i), flux=2.) for i in range(99)], object_id='8')], tmp_path/'a.parquet', 'tic')
     assert [o.star for o in read_lightcurves(tmp_path/'a.parquet')] == ['TIC 7', 'TIC 8']
-    row = sky(1).iloc[0].to_dict()
-    write_catalog([dict(astrometry={k: v for k, v in row.items() if 'phot' not in k}, photometry={k: v for k, v in row.items() if 'phot' in k}, coefficients=[1., 2.])], tmp_path/'b.parquet')
-    assert len(read_gaia(tmp_path/'b.parquet')) == 1
+    rows = sky(3).to_dict('records')
+    rows[1]['source_id'] = None
+    part = lambda row, f: {k: np.float32(v) if k == 'ruwe' else v for k, v in row.items() if f(k)}
+    write_catalog([dict(astrometry=part(o, lambda k: 'phot' not in k), photometry=part(o, lambda k: 'phot' in k), coefficients=[1., 2.]) for o in rows], tmp_path/'b.parquet')
+    assert pd.read_parquet(tmp_path/'b.parquet', dtype_backend='pyarrow').source_id.dropna().tolist() == sky(3).source_id.tolist()[::2]
+    write_catalog([dict(o) for o in sky(3).to_dict('records')], tmp_path/'c.parquet')
+    assert read_gaia(tmp_path/'c.parquet').source_id.tolist() == sky(3).source_id.tolist()
 
 
 def test_spectra_of_unequal_length(tmp_path):
-    one = lambda n: dict(spectrum=dict(flux=np.arange(n) + 1., ivar=np.ones(n), mask=np.arange(n) == 3, **{'lambda': 4000. + np.arange(n)}), object_id=str(n))
+    one = lambda n: dict(spectrum=dict(flux=np.arange(n) + 1., ivar=np.ones(n), mask=np.arange(n) == 3, **{'lambda': 4000. + np.arange(n)}), object_id=str(n), source_id=2**62 + n if n == 80 else None)
     write_spectra([one(80), one(100)], tmp_path/'a.h5')
     a, b = read_spectra(tmp_path/'a.h5')
-    assert (a.id, b.id) == ('80', '100') and (np.asarray(a.ivar) > 0).sum() == 79 and (np.asarray(b.ivar) > 0).sum() == 99
+    assert a.id == str(2**62 + 80) and (np.asarray(a.ivar) > 0).sum() == 79 and (np.asarray(b.ivar) > 0).sum() == 99
 
 
 # The command
@@ -232,7 +244,7 @@ def test_kepler_command(tmp_path):
 def test_evil_name_from_the_portal(tmp_path):
     with MockArchive([kepler_file(11, 1), kepler_file(12, 1)], repos=dict(names={kepler_file(11, 1)[0]: '../../evil_llc.fits'})) as archive:
         status, _, err = command('kepler', 11, 12, '-o', tmp_path/'a'/'b', '--server', archive.url)
-    assert status == 2 and 'not safe to write' in err or status == 1 and 'not safe to write' in err
+    assert status == 1 and 'not safe to write' in err and 'evil' in err
     assert not list(tmp_path.rglob('evil*'))
 
 

@@ -8,7 +8,7 @@ __all__ = ['BUSY', 'RECORD', 'UNANNOUNCED', 'MAST', 'MISSIONS', 'GAIA', 'GAIA_FE
            'read_record', 'is_there', 'Got', 'fetch_files', 'Mission', 'star_number', 'list_lightcurves', 'gaia_query',
            'fetch_gaia', 'list_xp', 'list_hub', 'write_spectra', 'write_curves', 'write_catalog', 'fetch_rows']
 
-# %% ../../nbs/27_data.fetch.ipynb #ff32faf8
+# %% ../../nbs/27_data.fetch.ipynb #24575349
 import contextlib, hashlib, importlib, ipaddress, json, os, re, socket, threading, time, warnings
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Callable, Iterable, NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
 
-import h5py, numpy as np, pandas as pd
+import h5py, numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
 from fastcore.basics import chunked
 from fastcore.test import *
 
@@ -78,7 +78,7 @@ def _arrived(session, answer, **_): # before a redirect is followed
     session.answered.add(host_of(answer.url))
     if answer.is_redirect: check_redirect(answer.url, urljoin(answer.url, answer.headers['Location']))
 
-# %% ../../nbs/27_data.fetch.ipynb #a735ce46
+# %% ../../nbs/27_data.fetch.ipynb #2fe07041
 def _chain(error): # an exception and what led to it
     seen = []
     while error is not None and error not in seen:
@@ -92,6 +92,14 @@ def _broken(error): # is it the line that failed?
     import requests, urllib3
     return _is(error, requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError, urllib3.exceptions.ProtocolError, urllib3.exceptions.TimeoutError, ConnectionError, TimeoutError)
 
+def _not_reached(error): # was there no connection at all?
+    import requests, urllib3
+    return _is(error, urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError, requests.exceptions.SSLError, requests.exceptions.ProxyError)
+
+def _silent(error): # was there a connection, and nothing came?
+    import requests, urllib3
+    return _is(error, requests.exceptions.ReadTimeout, urllib3.exceptions.ReadTimeoutError)
+
 # %% ../../nbs/27_data.fetch.ipynb #a63300c3
 BUSY = {429, 500, 502, 503, 504} # answers after which a server is asked again
 
@@ -104,11 +112,11 @@ def _asked_to_wait(answer): # s; None = it did not say
     try: return max(0., parsedate_to_datetime(text).timestamp() - time.time())
     except (ValueError, TypeError): return None
 
-# %% ../../nbs/27_data.fetch.ipynb #62b1a09f
+# %% ../../nbs/27_data.fetch.ipynb #a75e59e7
 def _pause(session, url, error, k): # s until another try; None = no use
     answer = _said(error)
     if answer is not None and answer.status_code not in BUSY: return None
-    if answer is None and not (_broken(error) and host_of(url) in session.answered): return None
+    if answer is None and (not _broken(error) or host_of(url) not in session.answered and (_not_reached(error) or _silent(error))): return None
     if k == session.tries or _is(error, BadInput): return None
     asked = None if answer is None else _asked_to_wait(answer)
     return min(60., session.wait*2**k if asked is None else asked)
@@ -129,7 +137,7 @@ def persist(session:'requests.Session', # from `open_session`
         sleep(pause)
         k = 0 if moved() else k + 1
 
-# %% ../../nbs/27_data.fetch.ipynb #901945a5
+# %% ../../nbs/27_data.fetch.ipynb #2622ee50
 def why_unreachable(session:'requests.Session', # from `open_session`
                     url:str, # that was asked
                     error:Exception, # that came of it
@@ -140,7 +148,8 @@ def why_unreachable(session:'requests.Session', # from `open_session`
     if answer is not None: return f'{host} says {answer.status_code} {answer.reason}' + (f', {session.tries + 1} times' if answer.status_code in BUSY else '')
     if _is(error, requests.exceptions.SSLError): return f'{host} has no certificate that can be trusted'
     if not _broken(error): return f"{host} answers with an error: {' '.join(str(error).split())[:150] or type(error).__name__}"
-    return f'{host} broke the connection or fell silent, {session.tries + 1} times' if host in session.answered else f'{host} cannot be reached: check the network'
+    if _not_reached(error): return f'{host} cannot be reached: check the network'
+    return f'{host} ' + ('does not answer in time' if _silent(error) else f'broke the connection {session.tries + 1} times')
 
 # %% ../../nbs/27_data.fetch.ipynb #4c3e8827
 def ask(session:'requests.Session', # from `open_session`
@@ -248,18 +257,17 @@ def _digest(path):
 
 def _size(path): return path.stat().st_size if path.exists() else 0
 
-# %% ../../nbs/27_data.fetch.ipynb #fbdfeaa3
+# %% ../../nbs/27_data.fetch.ipynb #a3716b79
 def _whole(session, wanted, part, tick, stop): # all of a file
-    import urllib3
     had = [_size(part)]
     def moved():
         had.append(_size(part))
         return had[-1] - had[-2] >= 2**20
     try: return persist(session, wanted.url, lambda: _once(session, wanted, part, tick, stop), stop.wait, moved)
-    except (BadInput, OSError) as e:
+    except Exception as e:
         if bad := next((o for o in _chain(e) if isinstance(o, BadInput)), None): raise bad from None
         if not _broken(e) and _said(e) is None: raise
-        if _said(e) is None and _is(e, urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError): raise Unreachable(why_unreachable(session, wanted.url, e)) from None
+        if _said(e) is None and _not_reached(e): raise Unreachable(why_unreachable(session, wanted.url, e)) from None
         raise BadInput(wanted.name, why_unreachable(session, wanted.url, e)) from None
 
 # %% ../../nbs/27_data.fetch.ipynb #04ca80f2
@@ -530,15 +538,19 @@ def _hub_file(home, o, repo):
     lfs = o.get('lfs') or {}
     return Wanted(f"{home}/{quote(str(o['path']))}", str(o['path']), int(lfs.get('size', o['size'])), str(lfs.get('oid', '')), repo)
 
-# %% ../../nbs/27_data.fetch.ipynb #80f1d130
+# %% ../../nbs/27_data.fetch.ipynb #cadb7cf2
 def _columns(x): # {name: list} of a struct of lists or a list of structs
     return {k: [o[k] for o in x] for k in (x[0] if len(x) else {})} if isinstance(x, (list, np.ndarray)) else dict(x)
 
 def _scalars(rows): # columns of numbers and text, those of structs by their own names
     flat = [{k: v for a,b in o.items() for k,v in (b.items() if isinstance(b, dict) else [(a, b)])} for o in rows]
-    return pd.DataFrame([{k: v for k,v in o.items() if isinstance(v, (str, int, float, bool, np.generic)) or v is None} for o in flat])
+    return pa.Table.from_pylist([{k: v for k,v in o.items() if isinstance(v, (str, int, float, bool, np.generic)) or v is None} for o in flat])
 
-# %% ../../nbs/27_data.fetch.ipynb #d4b0c4cc
+def _array(column): # for HDF5; whole numbers with gaps become text, so that no digit of a source_id is lost
+    if pa.types.is_floating(column.type) or not column.null_count and (pa.types.is_integer(column.type) or pa.types.is_boolean(column.type)): return column.to_numpy()
+    return np.array([b'' if o is None else str(o).encode() for o in column.to_pylist()])
+
+# %% ../../nbs/27_data.fetch.ipynb #763e389e
 def _padded(rows, key, fill): # (row, pixel)
     out = np.full((len(rows), max(len(o[key]) for o in rows)), fill, 'f8')
     for x,o in zip(out, rows): x[:len(o[key])] = o[key]
@@ -553,11 +565,12 @@ def write_spectra(rows:list[dict], # with `spectrum`: flux, ivar, lambda (Å) an
     bad = (wave <= 0) | ~np.isfinite(wave*flux*ivar) | (ivar <= 0) | (_padded(spectra, 'mask', 1) != 0 if 'mask' in spectra[0] else False)
     end = np.maximum.accumulate(np.where(wave > 0, wave, 0), 1) + np.cumsum(wave <= 0, 1) # padding goes on in steps of 1 Å
     arrays = dict(wave=end, flux=np.where(bad, 0, flux), ivar=np.where(bad, 0, ivar))
-    labels = _scalars([{k: v for k,v in o.items() if k != 'spectrum'} for o in rows]).rename(columns=dict(object_id='id'))
+    labels = _scalars([{k: v for k,v in o.items() if k != 'spectrum'} for o in rows])
+    arrays |= {'id' if k == 'object_id' else k: _array(labels[k]) for k in labels.column_names}
     with atomic_path(path) as tmp, h5py.File(tmp, 'w') as f:
-        for k,v in (arrays | {k: v.to_numpy() if v.dtype.kind in 'fiub' else np.array([str(o).encode() for o in v]) for k,v in labels.items()}).items(): f[k] = v
+        for k,v in arrays.items(): f[k] = v
 
-# %% ../../nbs/27_data.fetch.ipynb #4581228e
+# %% ../../nbs/27_data.fetch.ipynb #af746205
 def write_curves(rows:list[dict], # with `lightcurve`: time, flux and perhaps flux_err, and `object_id`
                  path:str|Path, # .parquet
                  star:str='object', # name of the column of stars
@@ -570,7 +583,7 @@ def write_catalog(rows:list[dict], # numbers, text and structs of them
                   path:str|Path, # .parquet
                  ):
     "A flat table"
-    with atomic_path(path) as tmp: _scalars(rows).to_parquet(tmp, index=False)
+    with atomic_path(path) as tmp: pq.write_table(_scalars(rows), tmp)
 
 # %% ../../nbs/27_data.fetch.ipynb #5643d7f5
 def _stream(files, skip): # rows, as dictionaries

@@ -52,11 +52,11 @@ def tess_file(tic:int, # number in the TESS Input Catalog
     c = _curve(26, 27.*sector + 1300, .00694, period, tic + sector)
     return f'tess2018206045859-s{sector:04d}-{tic:016d}-0120-s_lc.fits', _file(c, 'QUALITY', TELESCOP='TESS', MISSION='TESS', OBJECT=f'TIC {tic}', TICID=tic, SECTOR=sector, TESSMAG=10.)
 
-# %% ../../nbs/15_mock.archive.ipynb #46d47f88
+# %% ../../nbs/15_mock.archive.ipynb #7d2c1ec5
 class MockArchive:
     "A server that runs within `with`; `asked` lists what was asked"
     def __init__(self,
-                 curves:list[tuple]=(), # (name, content) of `kepler_file` and `tess_file`
+                 curves:list[tuple]=(), # (name, content) of `kepler_file` and `tess_file`; `xp.fits` is what DataLink sends
                  gaia:pd.DataFrame|None=None, # rows of gaia_source, in the archive's column names
                  repos:dict[str,dict]|None=None, # name of a data set → {path: content}
                  faults:dict[str,list]|None=None, # file name → faults, used up one by one
@@ -244,7 +244,7 @@ def hub(self:_Handler, path:str):
     if m[3] in files: self.send_file(m[3].rsplit('/', 1)[-1], files[m[3]])
     else: self.reply(404, b'')
 
-# %% ../../nbs/15_mock.archive.ipynb #cccd3155
+# %% ../../nbs/15_mock.archive.ipynb #f8625ff0
 @patch
 def answer(self:_Handler):
     "Any request"
@@ -258,6 +258,7 @@ def answer(self:_Handler):
     elif kind == 'portal': self.portal(parse_qs(body.decode()))
     elif kind == 'tap': self.tap(path, body)
     elif path.endswith('Download/file'): self.mast_file(query)
+    elif path.endswith('data-server/data'): self.send_file('xp.fits', archive.curves['xp.fits'])
     else: self.hub(path)
 
 _Handler.do_GET = _Handler.do_POST = _Handler.do_HEAD = _Handler.do_DELETE = _Handler.answer
