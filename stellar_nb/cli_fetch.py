@@ -13,11 +13,12 @@ from pathlib import Path
 from .cli import Refused, check_folder, shown
 from .cli import _add, _number, _say
 
-# %% ../nbs/91g_cli_fetch.ipynb #3c3df66f
+# %% ../nbs/91g_cli_fetch.ipynb #300fc739
 def _is_list(path): # a text file with one star a line
     with open(path, 'rb') as f: head = f.read(4096)
     return not set(head) & set(b'\0,;\t|<{') and not head.startswith((b'PAR1', b'SIMPLE', b'# %ECSV'))
 
+# %% ../nbs/91g_cli_fetch.ipynb #194453f6
 def _from_table(path, columns): # of the first column that is there
     from stellar_nb.core import BadInput
     from stellar_nb.data.gaia import _table
@@ -26,7 +27,7 @@ def _from_table(path, columns): # of the first column that is there
     if (name := next((low[k] for k in columns if k in low), None)) is None: raise BadInput(shown(path), f'no column {columns[0]}')
     return [o for o in table[name].tolist() if o == o]
 
-# %% ../nbs/91g_cli_fetch.ipynb #6353a2a9
+# %% ../nbs/91g_cli_fetch.ipynb #b90272cb
 def listed(words:list[str], # numbers, files
            columns:tuple[str,...], # names that the column may have in a table
           ) -> list: # numbers or text, as they are written
@@ -40,7 +41,7 @@ def listed(words:list[str], # numbers, files
         else: out += _from_table(o, columns)
     return out
 
-# %% ../nbs/91g_cli_fetch.ipynb #21bca2df
+# %% ../nbs/91g_cli_fetch.ipynb #0a73a8ca
 MUCH = 10**9 # bytes that are not fetched without --yes
 
 def size_text(n:int, # bytes
@@ -50,10 +51,11 @@ def size_text(n:int, # bytes
         if n >= k: return f'{n/k:.1f} {unit}'
     return f'{n} bytes'
 
-# %% ../nbs/91g_cli_fetch.ipynb #a48b59a5
+# %% ../nbs/91g_cli_fetch.ipynb #b464a459
 def _room(folder): # bytes
     return shutil.disk_usage(next(o for o in (Path(folder).absolute(), *Path(folder).absolute().parents) if o.exists())).free
 
+# %% ../nbs/91g_cli_fetch.ipynb #a194e19b
 def check_amount(args:argparse.Namespace, # with `output` and `yes`
                  size:int, # bytes
                  what:str, # such as '4 files'
@@ -62,12 +64,12 @@ def check_amount(args:argparse.Namespace, # with `output` and `yes`
     if size > MUCH and not args.yes: raise Refused(f'{size_text(size)} in {what} would be fetched; add --yes if that is meant, or --dry-run to see what it is')
     if size > (room := _room(args.output)): raise Refused(f'{size_text(size)} would be fetched, and {shown(args.output)} has room for {size_text(room)}')
 
-# %% ../nbs/91g_cli_fetch.ipynb #67ef0b77
+# %% ../nbs/91g_cli_fetch.ipynb #5c268f0b
 def _list_plan(wanted, there): # to stdout
     width = max(len(o.name) for o in wanted)
     for o in wanted: print(f"{shown(o.name):{width}s}  {'there' if o.name in there else size_text(o.size) if o.size else '?':>9s}  {shown(o.what)}")
 
-# %% ../nbs/91g_cli_fetch.ipynb #c16dbd29
+# %% ../nbs/91g_cli_fetch.ipynb #3671cc1b
 def get_files(args:argparse.Namespace, # with `output`, `dry_run`, `yes`, `quiet`
               session:'requests.Session', # from `open_session`
               wanted:list, # `Wanted` records
@@ -89,7 +91,7 @@ def get_files(args:argparse.Namespace, # with `output`, `dry_run`, `yes`, `quiet
         got = fetch_files(session, wanted, args.output, bar.update if bar is not None else lambda n: None, partial(_tell, args, bar))
     return _finish_files(args, got, lost)
 
-# %% ../nbs/91g_cli_fetch.ipynb #90dca74e
+# %% ../nbs/91g_cli_fetch.ipynb #6bd429af
 def _tell(args, bar, got): # after each file
     args.done += got.status == 'fetched'
     if got.status == 'failed': _say(f'{shown(got.name)}: {shown(got.reason)}', bar=bar)
@@ -100,9 +102,10 @@ def _finish_files(args, got, lost):
     if not args.quiet: _say(f"files: {len(got)}, fetched: {len(n['fetched'])} ({size_text(sum(o.bytes for o in n['fetched']))}), there before: {len(n['there'])}, failed: {len(n['failed'])}" + (f', not offered: {len(lost)}' if lost else ''))
     return 1 if lost or n['failed'] else 0
 
-# %% ../nbs/91g_cli_fetch.ipynb #cdba3f02
+# %% ../nbs/91g_cli_fetch.ipynb #b48b367d
 _columns = dict(kepler=('kic', 'kepid', 'keplerid', 'star', 'id'), k2=('epic', 'star', 'id'), tess=('tic', 'ticid', 'star', 'id'))
 
+# %% ../nbs/91g_cli_fetch.ipynb #dd9b8f23
 def _curves(mission, args, session):
     from stellar_nb.data.fetch import MAST, MISSIONS, list_lightcurves, star_number
     m = MISSIONS[mission]
@@ -114,7 +117,7 @@ def _curves(mission, args, session):
     if not wanted: raise Refused(lost[0] if len(lost) == 1 else f'MAST offers no light curve of these {len(lost)} stars ({args.cadence} s{where})')
     return get_files(args, session, wanted, lost)
 
-# %% ../nbs/91g_cli_fetch.ipynb #3d853784
+# %% ../nbs/91g_cli_fetch.ipynb #1c5c01de
 def _positions(args): # of --at, or of tables
     import pandas as pd
     from stellar_nb.data.gaia import _table
@@ -123,7 +126,7 @@ def _positions(args): # of --at, or of tables
     if lost := next((o for o,t in zip(args.stars, tables) if not {'ra', 'dec'} <= set(t)), None): raise Refused(f'{shown(lost)}: no columns ra and dec')
     return pd.concat([o[['ra', 'dec']] for o in tables], ignore_index=True)
 
-# %% ../nbs/91g_cli_fetch.ipynb #24f075cc
+# %% ../nbs/91g_cli_fetch.ipynb #1b84a4fc
 def _gaia_stars(args): # a row a star
     import pandas as pd
     from stellar_nb.data.gaia import parse_source_id
@@ -133,7 +136,7 @@ def _gaia_stars(args): # a row a star
     except ValueError as e: raise Refused(f'{e}' + (' (positions are matched with --radius)' if args.stars else '')) from None
     return pd.DataFrame(dict(source_id=ids[ids > 0])).drop_duplicates(ignore_index=True)
 
-# %% ../nbs/91g_cli_fetch.ipynb #e0bacdbd
+# %% ../nbs/91g_cli_fetch.ipynb #eae7fce2
 def _gaia(args, session):
     from stellar_nb.core import atomic_path, progress
     from stellar_nb.data.fetch import GAIA, fetch_gaia
@@ -151,11 +154,12 @@ def _gaia(args, session):
     shutil.rmtree(pieces)
     return _finish_gaia(args, session, stars, rows, path)
 
-# %% ../nbs/91g_cli_fetch.ipynb #e8b42349
+# %% ../nbs/91g_cli_fetch.ipynb #932eea35
 def _count(args, bar, n): # after each piece
     args.done += 1
     if bar is not None: bar.update(n)
 
+# %% ../nbs/91g_cli_fetch.ipynb #fb18e48a
 def _finish_gaia(args, session, stars, rows, path):
     from stellar_nb.data.fetch import GAIA, list_xp
     key = 'source_id' if 'source_id' in stars else 'wanted_row'
@@ -166,7 +170,7 @@ def _finish_gaia(args, session, stars, rows, path):
     spectra = get_files(args, session, list_xp(rows.source_id, server=args.server or GAIA)) if args.xp else 0
     return 1 if lost or spectra else 0
 
-# %% ../nbs/91g_cli_fetch.ipynb #b1175e70
+# %% ../nbs/91g_cli_fetch.ipynb #e3120b4e
 def _mmu(args, session):
     from stellar_nb.data.fetch import HUB, fetch_rows, list_hub
     wanted = list_hub(session, args.name, args.files, args.revision, args.server or HUB)
@@ -176,7 +180,7 @@ def _mmu(args, session):
     if not args.quiet: _say(f'files: {len(made)}, written to {shown(args.output)}')
     return 0
 
-# %% ../nbs/91g_cli_fetch.ipynb #0c643d09
+# %% ../nbs/91g_cli_fetch.ipynb #2ef95e11
 _fetch_example = """examples:
   stellar_nb fetch kepler 8462852 10264202 --quarters 2 3 -o curves
   stellar_nb period curves
@@ -194,7 +198,7 @@ needs the extra fetch: pip install 'stellar_nb[fetch]'
 
 exit status: 0 all is there, 1 some failed, 2 nothing could be done"""
 
-# %% ../nbs/91g_cli_fetch.ipynb #dfc69088
+# %% ../nbs/91g_cli_fetch.ipynb #8485daaf
 def _common(p, fetch):
     add = p.add_argument
     add('-o', '--output', metavar='FOLDER', required=True, help='where the files go; nothing is written elsewhere')
@@ -206,7 +210,7 @@ def _common(p, fetch):
     add('--quiet', action='store_true', help='no progress bar and no summary; failures are still named on stderr')
     p.set_defaults(fetch=fetch)
 
-# %% ../nbs/91g_cli_fetch.ipynb #b389e1d0
+# %% ../nbs/91g_cli_fetch.ipynb #8e834f42
 _cadences = dict(kepler=(1800, 60), k2=(1800, 60), tess=(120, 20))
 _segments = dict(kepler='quarters', k2='campaigns', tess='sectors')
 
@@ -217,7 +221,7 @@ def _curve_options(p, mission):
     p.add_argument('--cadence', type=int, choices=_cadences[mission], default=_cadences[mission][0], help='s (default: %(default)s)')
     _common(p, partial(_curves, mission))
 
-# %% ../nbs/91g_cli_fetch.ipynb #3bb500b1
+# %% ../nbs/91g_cli_fetch.ipynb #771e061c
 def _gaia_options(p):
     add,degrees = p.add_argument,lambda lo, hi: _number(float, lo, hi, f'an angle from {lo} to {hi}')
     add('stars', nargs='*', metavar='STAR', help='source_id, or a list or table of them')
@@ -227,6 +231,7 @@ def _gaia_options(p):
     add('--xp', action='store_true', help='also the sampled BP and RP spectra')
     _common(p, _gaia)
 
+# %% ../nbs/91g_cli_fetch.ipynb #c3260d75
 def _mmu_options(p):
     p.add_argument('name', metavar='NAME', help='of a data set: sdss, tess, gaia, … or OWNER/NAME of any on the hub')
     p.add_argument('--files', default='*.parquet', metavar='PATTERN', help='which of its files (default: %(default)s)')
@@ -234,7 +239,7 @@ def _mmu_options(p):
     p.add_argument('--revision', default='main', metavar='REV', help='branch, tag or commit (default: %(default)s)')
     _common(p, _mmu)
 
-# %% ../nbs/91g_cli_fetch.ipynb #0c8c721a
+# %% ../nbs/91g_cli_fetch.ipynb #40e4f4a9
 def _fetch_options(p):
     sub = p.add_subparsers(dest='archive', metavar='ARCHIVE', required=True)
     new = lambda name, text: sub.add_parser(name, help=text, description=text, epilog=_fetch_example, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
@@ -242,13 +247,13 @@ def _fetch_options(p):
     _gaia_options(new('gaia', 'columns of Gaia for stars, from ESA'))
     _mmu_options(new('mmu', 'a data set of the Multimodal Universe, from the hub of Hugging Face'))
 
-# %% ../nbs/91g_cli_fetch.ipynb #56e10ab0
+# %% ../nbs/91g_cli_fetch.ipynb #312b44b0
 def add_fetch(sub:'argparse._SubParsersAction', # of the whole command
              ):
     "Add the command `fetch`"
     _add(sub, 'fetch', 'light curves, Gaia and data sets from the archives', 'Data from the public archives, with a network.', _fetch_example, _fetch_options, run_fetch)
 
-# %% ../nbs/91g_cli_fetch.ipynb #b316a9d1
+# %% ../nbs/91g_cli_fetch.ipynb #f4790e43
 def run_fetch(args:argparse.Namespace, # parsed options
              ) -> int: # exit status
     "The command `fetch`; Refused if nothing can be done"

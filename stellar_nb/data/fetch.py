@@ -45,12 +45,13 @@ def host_of(url:str, # http or https
     if parts.scheme not in ('http', 'https') or not parts.hostname: raise BadInput(url, 'not the address of a web server (http:// or https://)')
     return f'{parts.hostname}:{port}' if port else parts.hostname
 
-# %% ../../nbs/27_data.fetch.ipynb #e69247f9
+# %% ../../nbs/27_data.fetch.ipynb #158e5e11
 def _is_local(url): # does it lead into this machine or a private network?
     try: found = socket.getaddrinfo(urlsplit(url).hostname, None)
     except OSError: return False
     return any(not ipaddress.ip_address(o[4][0].split('%')[0]).is_global for o in found)
 
+# %% ../../nbs/27_data.fetch.ipynb #f36bb4e9
 def check_redirect(url:str, # that was asked
                    to:str, # where its server sends the caller
                   ):
@@ -59,7 +60,7 @@ def check_redirect(url:str, # that was asked
     if _is_local(to) and not _is_local(url): raise BadInput(host_of(url), 'sends the caller into a private network, where it does not follow')
     if url.startswith('https:') and to.startswith('http:') and urlsplit(to).hostname != urlsplit(url).hostname: raise BadInput(host_of(url), 'sends the caller to an unencrypted connection, where it does not follow')
 
-# %% ../../nbs/27_data.fetch.ipynb #340d58b2
+# %% ../../nbs/27_data.fetch.ipynb #c7430a86
 def open_session(tries:int=5, # times that a server which was reached is asked again
                  wait:float=1., # s before the second time; then twice as long
                  connect:float=5., # s to connect
@@ -73,12 +74,12 @@ def open_session(tries:int=5, # times that a server which was reached is asked a
     session.hooks['response'].append(partial(_arrived, session))
     return session
 
-# %% ../../nbs/27_data.fetch.ipynb #ef7fdf52
+# %% ../../nbs/27_data.fetch.ipynb #fd91a1a2
 def _arrived(session, answer, **_): # before a redirect is followed
     session.answered.add(host_of(answer.url))
     if answer.is_redirect: check_redirect(answer.url, urljoin(answer.url, answer.headers['Location']))
 
-# %% ../../nbs/27_data.fetch.ipynb #2fe07041
+# %% ../../nbs/27_data.fetch.ipynb #468599d5
 def _chain(error): # an exception and what led to it
     seen = []
     while error is not None and error not in seen:
@@ -86,21 +87,25 @@ def _chain(error): # an exception and what led to it
         error = error.__cause__ or getattr(error, 'cause', None) or error.__context__
     return seen
 
+# %% ../../nbs/27_data.fetch.ipynb #b9feaf9b
 def _is(error, *kinds): return any(isinstance(o, kinds) for o in _chain(error))
 
+# %% ../../nbs/27_data.fetch.ipynb #647649d7
 def _broken(error): # is it the line that failed?
     import requests, urllib3
     return _is(error, requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError, urllib3.exceptions.ProtocolError, urllib3.exceptions.TimeoutError, ConnectionError, TimeoutError)
 
+# %% ../../nbs/27_data.fetch.ipynb #f307922f
 def _not_reached(error): # was there no connection at all?
     import requests, urllib3
     return _is(error, urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError, requests.exceptions.SSLError, requests.exceptions.ProxyError)
 
+# %% ../../nbs/27_data.fetch.ipynb #ad20e4d7
 def _silent(error): # was there a connection, and nothing came?
     import requests, urllib3
     return _is(error, requests.exceptions.ReadTimeout, urllib3.exceptions.ReadTimeoutError)
 
-# %% ../../nbs/27_data.fetch.ipynb #a63300c3
+# %% ../../nbs/27_data.fetch.ipynb #6fe593f9
 BUSY = {429, 500, 502, 503, 504} # answers after which a server is asked again
 
 def _said(error): # the answer of a server that refused
@@ -112,7 +117,7 @@ def _asked_to_wait(answer): # s; None = it did not say
     try: return max(0., parsedate_to_datetime(text).timestamp() - time.time())
     except (ValueError, TypeError): return None
 
-# %% ../../nbs/27_data.fetch.ipynb #a75e59e7
+# %% ../../nbs/27_data.fetch.ipynb #f5295abf
 def _pause(session, url, error, k): # s until another try; None = no use
     answer = _said(error)
     if answer is not None and answer.status_code not in BUSY: return None
@@ -121,7 +126,7 @@ def _pause(session, url, error, k): # s until another try; None = no use
     asked = None if answer is None else _asked_to_wait(answer)
     return min(60., session.wait*2**k if asked is None else asked)
 
-# %% ../../nbs/27_data.fetch.ipynb #9b603e71
+# %% ../../nbs/27_data.fetch.ipynb #c13254c1
 def persist(session:'requests.Session', # from `open_session`
             url:str, # whose server is asked
             f:Callable, # asks
@@ -137,7 +142,7 @@ def persist(session:'requests.Session', # from `open_session`
         sleep(pause)
         k = 0 if moved() else k + 1
 
-# %% ../../nbs/27_data.fetch.ipynb #2622ee50
+# %% ../../nbs/27_data.fetch.ipynb #cdeac9d1
 def why_unreachable(session:'requests.Session', # from `open_session`
                     url:str, # that was asked
                     error:Exception, # that came of it
@@ -151,7 +156,7 @@ def why_unreachable(session:'requests.Session', # from `open_session`
     if _not_reached(error): return f'{host} cannot be reached: check the network'
     return f'{host} ' + ('does not answer in time' if _silent(error) else f'broke the connection {session.tries + 1} times')
 
-# %% ../../nbs/27_data.fetch.ipynb #4c3e8827
+# %% ../../nbs/27_data.fetch.ipynb #73dbd568
 def ask(session:'requests.Session', # from `open_session`
         url:str, # whose server is asked
         f:Callable, # asks
@@ -166,7 +171,7 @@ def ask(session:'requests.Session', # from `open_session`
         if bad := next((o for o in _chain(e) if isinstance(o, BadInput)), None): raise bad from None
         raise Unreachable(why_unreachable(session, url, e)) from None
 
-# %% ../../nbs/27_data.fetch.ipynb #6bc8d003
+# %% ../../nbs/27_data.fetch.ipynb #4fa821c1
 class Wanted(NamedTuple):
     "A file that an archive offers"
     url:str # where it is
@@ -175,10 +180,11 @@ class Wanted(NamedTuple):
     sha256:str='' # its digest, '' = unknown
     what:str='' # star and segment, in words
 
-# %% ../../nbs/27_data.fetch.ipynb #d8003c2d
+# %% ../../nbs/27_data.fetch.ipynb #20a13de1
 RECORD = 'fetched.jsonl' # one JSON object a line: name, bytes, sha256, url
 _device = re.compile(r'(con|prn|aux|nul|com\d|lpt\d)(\..*)?', re.I)
 
+# %% ../../nbs/27_data.fetch.ipynb #7ccb74ce
 def safe_name(name:str, # as the archive has it
              ) -> str: # the same
     "A path that stays below its folder on every system; BadInput for any other"
@@ -187,7 +193,7 @@ def safe_name(name:str, # as the archive has it
         if bad: raise BadInput(ascii(name)[1:-1][:80], 'a file name that is not safe to write')
     return name
 
-# %% ../../nbs/27_data.fetch.ipynb #a9cf2e46
+# %% ../../nbs/27_data.fetch.ipynb #75da720c
 def _beside(path, end): return path.with_name(f'.{path.name}{end}')
 
 def _so_far(part): # bytes, what the server called the file, its length
@@ -198,7 +204,7 @@ def _so_far(part): # bytes, what the server called the file, its length
 def _forget(part):
     for o in (part, part.with_suffix('.tag')): o.unlink(missing_ok=True)
 
-# %% ../../nbs/27_data.fetch.ipynb #0a2ed6c2
+# %% ../../nbs/27_data.fetch.ipynb #858f1d9d
 def _ask(session, wanted, part): # the answer and the byte that it begins with
     start,tag,total = _so_far(part)
     headers = {'Accept-Encoding': 'identity'} | ({'Range': f'bytes={start}-'} if start else {}) | ({'If-Range': tag} if start and tag else {})
@@ -212,7 +218,7 @@ def _ask(session, wanted, part): # the answer and the byte that it begins with
     if answer.status_code != 200: raise BadInput(wanted.name, f'the server says {answer.status_code} {answer.reason}')
     return answer, 0
 
-# %% ../../nbs/27_data.fetch.ipynb #38d3f932
+# %% ../../nbs/27_data.fetch.ipynb #3d25a4db
 UNANNOUNCED = 2**28 # bytes that may come without having been announced
 
 def _announced(wanted, answer, start): # length of the whole file, None = not said
@@ -223,7 +229,7 @@ def _announced(wanted, answer, start): # length of the whole file, None = not sa
         if total > 2*wanted.size + 2**20: raise BadInput(wanted.name, f'the server announces {total:,} bytes, much more than the {wanted.size:,} that the archive lists')
     return total
 
-# %% ../../nbs/27_data.fetch.ipynb #6840ae1f
+# %% ../../nbs/27_data.fetch.ipynb #ed72be11
 def _receive(answer, part, start, limit, tick, stop): # appends to `part`
     at = start
     with open(part, 'ab' if start else 'wb') as f:
@@ -234,7 +240,7 @@ def _receive(answer, part, start, limit, tick, stop): # appends to `part`
             f.write(block)
             tick(len(block))
 
-# %% ../../nbs/27_data.fetch.ipynb #3889a73b
+# %% ../../nbs/27_data.fetch.ipynb #b29f4cd4
 def _once(session, wanted, part, tick, stop): # all of the file, or an exception and perhaps more of it than before
     answer,start = _ask(session, wanted, part)
     with contextlib.closing(answer):
@@ -248,7 +254,7 @@ def _once(session, wanted, part, tick, stop): # all of the file, or an exception
     want = wanted.size if total is None else total
     if want is not None and part.stat().st_size != want: raise ConnectionError(f'{part.stat().st_size} of {want} bytes')
 
-# %% ../../nbs/27_data.fetch.ipynb #238a55a9
+# %% ../../nbs/27_data.fetch.ipynb #9446d26d
 def _digest(path):
     out = hashlib.sha256()
     with open(path, 'rb') as f:
@@ -257,7 +263,7 @@ def _digest(path):
 
 def _size(path): return path.stat().st_size if path.exists() else 0
 
-# %% ../../nbs/27_data.fetch.ipynb #a3716b79
+# %% ../../nbs/27_data.fetch.ipynb #09aedc4d
 def _whole(session, wanted, part, tick, stop): # all of a file
     had = [_size(part)]
     def moved():
@@ -270,7 +276,7 @@ def _whole(session, wanted, part, tick, stop): # all of a file
         if _said(e) is None and _not_reached(e): raise Unreachable(why_unreachable(session, wanted.url, e)) from None
         raise BadInput(wanted.name, why_unreachable(session, wanted.url, e)) from None
 
-# %% ../../nbs/27_data.fetch.ipynb #04ca80f2
+# %% ../../nbs/27_data.fetch.ipynb #c187a199
 def fetch_file(session:'requests.Session', # from `open_session`
                wanted:Wanted, # the file
                folder:str|Path, # where it goes
@@ -289,7 +295,7 @@ def fetch_file(session:'requests.Session', # from `open_session`
     _forget(part)
     return dict(name=wanted.name, bytes=size, sha256=digest, url=wanted.url)
 
-# %% ../../nbs/27_data.fetch.ipynb #02bd7eaf
+# %% ../../nbs/27_data.fetch.ipynb #b8843267
 def read_record(folder:str|Path, # with `fetched.jsonl`, or without
                ) -> dict[str,dict]: # name → what `fetch_file` returned, the newest
     "What was fetched; lines that cannot be read, such as one that a crash cut short, do not count"
@@ -299,18 +305,18 @@ def read_record(folder:str|Path, # with `fetched.jsonl`, or without
             with contextlib.suppress(ValueError, KeyError, TypeError): out[json.loads(line)['name']] = json.loads(line)
     return out
 
-# %% ../../nbs/27_data.fetch.ipynb #6f98761a
+# %% ../../nbs/27_data.fetch.ipynb #747000e7
 def is_there(wanted:Wanted, # a file
              folder:str|Path, # where it would be
              record:dict, # from `read_record`
             ) -> bool: # whole, as far as can be known
     "Was it fetched before?"
-    path,known = Path(folder)/safe_name(wanted.name),record.get(wanted.name, {})
-    if not path.is_file(): return False
+    path,known = Path(folder)/wanted.name,record.get(wanted.name, {})
+    if not path.is_file() or '..' in path.parts: return False
     if wanted.sha256: return path.stat().st_size == wanted.size and _digest(path) == wanted.sha256
     return path.stat().st_size == known.get('bytes', wanted.size)
 
-# %% ../../nbs/27_data.fetch.ipynb #2b2f845e
+# %% ../../nbs/27_data.fetch.ipynb #25f86efe
 class Got(NamedTuple):
     "What became of a file"
     name:str # as in `Wanted`
@@ -318,10 +324,11 @@ class Got(NamedTuple):
     reason:str='' # why it failed
     bytes:int=0 # that it has
 
-# %% ../../nbs/27_data.fetch.ipynb #98fd1eb0
+# %% ../../nbs/27_data.fetch.ipynb #24bb2403
 def _note(folder, got, lock): # a line of the record
     with lock, open(Path(folder)/RECORD, 'a') as f: f.write(json.dumps(got) + '\n')
 
+# %% ../../nbs/27_data.fetch.ipynb #79c93a9a
 def _one(session, folder, record, tick, stop, lock, wanted):
     if stop.is_set(): return Got(wanted.name, 'failed', 'not tried')
     try:
@@ -335,7 +342,7 @@ def _one(session, folder, record, tick, stop, lock, wanted):
         stop.set()
         raise
 
-# %% ../../nbs/27_data.fetch.ipynb #8e8c02dd
+# %% ../../nbs/27_data.fetch.ipynb #4968b919
 def fetch_files(session:'requests.Session', # from `open_session`
                 wanted:Iterable[Wanted], # files
                 folder:str|Path, # where they go
@@ -358,9 +365,10 @@ def fetch_files(session:'requests.Session', # from `open_session`
             raise
     return out
 
-# %% ../../nbs/27_data.fetch.ipynb #e55b1f28
+# %% ../../nbs/27_data.fetch.ipynb #fd741656
 MAST = 'https://mast.stsci.edu'
 
+# %% ../../nbs/27_data.fetch.ipynb #5b498f08
 class Mission(NamedTuple):
     "How MAST speaks of a mission"
     collection:str # its name there
@@ -370,14 +378,14 @@ class Mission(NamedTuple):
     segment:str # what its data are cut into
     pattern:str # finds the segment in name and description
 
-# %% ../../nbs/27_data.fetch.ipynb #7322b168
+# %% ../../nbs/27_data.fetch.ipynb #a71736f1
 _kepler = {1800: '_llc.fits', 60: '_slc.fits'}
 MISSIONS = dict(
     kepler=Mission('Kepler', 'KIC', 'kplr{:09d}', _kepler, 'quarter', r'Q(\d+)\s*$'),
     k2=Mission('K2', 'EPIC', 'ktwo{:09d}', _kepler, 'campaign', r'ktwo\d+-c(\d+)_'),
     tess=Mission('TESS', 'TIC', '{:d}', {120: '-s_lc.fits', 20: '-a_fast-lc.fits'}, 'sector', r'tess\d+-s(\d+)-'))
 
-# %% ../../nbs/27_data.fetch.ipynb #37471923
+# %% ../../nbs/27_data.fetch.ipynb #f468cfe1
 def star_number(name:str|int, # such as 8462852, 'KIC 8462852', 'kplr008462852' or 'TIC8462852'
                 mission:str='kepler', # 'kepler', 'k2' or 'tess'
                ) -> int: # its number in the mission's catalogue
@@ -387,7 +395,7 @@ def star_number(name:str|int, # such as 8462852, 'KIC 8462852', 'kplr008462852' 
     if not m: raise BadInput(str(name), f'not a number of the {word}')
     return int(m[1])
 
-# %% ../../nbs/27_data.fetch.ipynb #1d2393aa
+# %% ../../nbs/27_data.fetch.ipynb #0d3408ad
 def _portal(session, server): # astroquery's, with our session and server
     api = need('astroquery.mast.discovery_portal').PortalAPI(session)
     api.MAST_REQUEST_URL,api.COLUMNS_CONFIG_URL = f'{server}/api/v0/invoke',f'{server}/portal/Mashup/Mashup.asmx/columnsconfig'
@@ -398,7 +406,7 @@ def _observations(api, mission, numbers): # rows of MAST
     filters = api.build_filter_set('Mast.Caom.Cone', 'Mast.Caom.Filtered', obs_collection=mission.collection, target_name=names, dataproduct_type=['timeseries', 'cube'])
     return api.service_request('Mast.Caom.Filtered', dict(columns='*', filters=filters))
 
-# %% ../../nbs/27_data.fetch.ipynb #9f902392
+# %% ../../nbs/27_data.fetch.ipynb #89c5483a
 def _segment(mission, row): # number of the quarter, campaign or sector; -1 = not said
     m = re.search(mission.pattern, f"{row['productFilename']} {row['description']}")
     number = int(m[1]) if m else -1
@@ -408,7 +416,7 @@ def _star_of(mission, name): # number in the name of a file
     m = re.match(r'(?:kplr|ktwo)(\d+)-' if mission.catalog != 'TIC' else r'tess\d+-s\d+-(\d+)-', name)
     return int(m[1]) if m else -1
 
-# %% ../../nbs/27_data.fetch.ipynb #4338876f
+# %% ../../nbs/27_data.fetch.ipynb #001d66b7
 def list_lightcurves(session:'requests.Session', # from `open_session`
                      mission:str, # 'kepler', 'k2' or 'tess'
                      stars:Iterable[int], # numbers in its catalogue
@@ -428,7 +436,7 @@ def list_lightcurves(session:'requests.Session', # from `open_session`
                 if str(row['productFilename']).endswith(end) and at[0] in stars and (not segments or at[1] in segments): out[at, str(row['dataURI'])] = _wanted(m, row, at, server)
     return [out[k] for k in sorted(out)]
 
-# %% ../../nbs/27_data.fetch.ipynb #dc4c5481
+# %% ../../nbs/27_data.fetch.ipynb #b906ebbb
 def _unique(table, column): return list(dict.fromkeys(map(str, table[column]))) if len(table) else []
 
 def _wanted(mission, row, at, server):
@@ -436,11 +444,11 @@ def _wanted(mission, row, at, server):
     what = f'{mission.catalog} {at[0]}, {mission.segment} {at[1]}'
     return Wanted(f"{server}/api/v0.1/Download/file?uri={quote(str(row['dataURI']), safe=':/')}", str(row['productFilename']), size if isinstance(size, int) and size > 0 else None, what=what)
 
-# %% ../../nbs/27_data.fetch.ipynb #8d665a93
+# %% ../../nbs/27_data.fetch.ipynb #149fbaf0
 GAIA = 'https://gea.esac.esa.int'
 GAIA_FETCHED = ['source_id', 'ref_epoch', 'ruwe'] + [k for k in GAIA_COLUMNS if not k.startswith('flag')]
 
-# %% ../../nbs/27_data.fetch.ipynb #1fd9851d
+# %% ../../nbs/27_data.fetch.ipynb #3af69da2
 def gaia_query(radius:float|None=None, # arcsec around positions; None = by source_id
                release:str='gaiadr3', # schema of the archive
               ) -> str: # ADQL; the uploaded table is tap_upload.wanted
@@ -450,12 +458,13 @@ def gaia_query(radius:float|None=None, # arcsec around positions; None = by sour
     apart = 'DISTANCE(POINT(w.ra, w.dec), POINT(g.ra, g.dec))'
     return f'SELECT w.wanted_row, {apart} AS separation, {columns} FROM tap_upload.wanted AS w JOIN {release}.gaia_source AS g ON {apart} < {radius/3600:.9f}'
 
-# %% ../../nbs/27_data.fetch.ipynb #39c5cdbc
+# %% ../../nbs/27_data.fetch.ipynb #a77d16bf
 def _job(session, server, query, table): # rows, by way of a job of the archive
     from astropy.table import Table
     service = need('pyvo.dal').TAPService(f'{server}/tap-server/tap', session=session)
     return service.run_async(query, uploads=dict(wanted=Table.from_pandas(table)), maxrec=3_000_000).to_table().to_pandas()
 
+# %% ../../nbs/27_data.fetch.ipynb #e9c5832c
 def _piece(session, server, query, table, pieces): # rows, from the folder or from the archive
     path = pieces/f'{hashlib.sha256((server + query + table.to_csv()).encode()).hexdigest()[:16]}.parquet'
     if not path.exists():
@@ -463,7 +472,7 @@ def _piece(session, server, query, table, pieces): # rows, from the folder or fr
         with atomic_path(path) as tmp: rows.to_parquet(tmp, index=False)
     return pd.read_parquet(path)
 
-# %% ../../nbs/27_data.fetch.ipynb #507a4dac
+# %% ../../nbs/27_data.fetch.ipynb #d8b4743c
 def fetch_gaia(session:'requests.Session', # from `open_session`
                stars:pd.DataFrame, # `source_id`, or `ra` and `dec` in deg; a row a star
                pieces:str|Path, # folder for what came so far
@@ -481,13 +490,13 @@ def fetch_gaia(session:'requests.Session', # from `open_session`
         after(len(table[i:i+size]))
     return _in_order(pd.concat(out, ignore_index=True), radius)
 
-# %% ../../nbs/27_data.fetch.ipynb #53e25726
+# %% ../../nbs/27_data.fetch.ipynb #757a54e3
 def _in_order(rows, radius):
     if radius is None: return rows.sort_values('source_id', ignore_index=True)
     rows = rows.assign(separation=3600*rows.separation)
     return rows.sort_values(['wanted_row', 'separation'], ignore_index=True)
 
-# %% ../../nbs/27_data.fetch.ipynb #2af3b5f4
+# %% ../../nbs/27_data.fetch.ipynb #e4698d64
 def list_xp(source_ids:Iterable[int], # numbers of stars
             release:str='Gaia DR3', # as DataLink spells it
             server:str=GAIA, # or a mirror
@@ -499,7 +508,7 @@ def list_xp(source_ids:Iterable[int], # numbers of stars
         out.append(Wanted(url + ids, f'xp-{hashlib.sha256(ids.encode()).hexdigest()[:12]}.fits', what=f'{len(some)} stars from Gaia {some[0]}'))
     return out
 
-# %% ../../nbs/27_data.fetch.ipynb #4925bd0f
+# %% ../../nbs/27_data.fetch.ipynb #84a44d51
 HUB = 'https://huggingface.co'
 
 def _json(session, url): # and the next page
@@ -508,14 +517,14 @@ def _json(session, url): # and the next page
     after = answer.links.get('next', {}).get('url')
     return answer.json(), after if after and host_of(after) == host_of(url) else None
 
-# %% ../../nbs/27_data.fetch.ipynb #4453cfd7
+# %% ../../nbs/27_data.fetch.ipynb #e92db6e8
 def _hub_json(session, server, repo, url):
     try: return ask(session, server, lambda: _json(session, url))
     except Unreachable as e:
         if re.search('says 40[134]', str(e)): raise BadInput(repo, f'no public data set of this name, or no such revision, on {host_of(server)}') from None
         raise
 
-# %% ../../nbs/27_data.fetch.ipynb #1b3f97fb
+# %% ../../nbs/27_data.fetch.ipynb #b3a06267
 def list_hub(session:'requests.Session', # from `open_session`
              repo:str, # such as 'MultimodalUniverse/sdss', or 'sdss' for short
              pattern:str='*.parquet', # which files
@@ -533,12 +542,12 @@ def list_hub(session:'requests.Session', # from `open_session`
         files += [o for o in page if o.get('type') == 'file' and fnmatch(o['path'], pattern) and not o['path'].startswith('.')]
     return [_hub_file(f'{server}/datasets/{repo}/resolve/{commit}', o, repo) for o in files]
 
-# %% ../../nbs/27_data.fetch.ipynb #4dcb5dc7
+# %% ../../nbs/27_data.fetch.ipynb #1a2079da
 def _hub_file(home, o, repo):
     lfs = o.get('lfs') or {}
     return Wanted(f"{home}/{quote(str(o['path']))}", str(o['path']), int(lfs.get('size', o['size'])), str(lfs.get('oid', '')), repo)
 
-# %% ../../nbs/27_data.fetch.ipynb #cadb7cf2
+# %% ../../nbs/27_data.fetch.ipynb #7b7e979a
 def _columns(x): # {name: list} of a struct of lists or a list of structs
     return {k: [o[k] for o in x] for k in (x[0] if len(x) else {})} if isinstance(x, (list, np.ndarray)) else dict(x)
 
@@ -550,12 +559,13 @@ def _array(column): # for HDF5; whole numbers with gaps become text, so that no 
     if pa.types.is_floating(column.type) or not column.null_count and (pa.types.is_integer(column.type) or pa.types.is_boolean(column.type)): return column.to_numpy()
     return np.array([b'' if o is None else str(o).encode() for o in column.to_pylist()])
 
-# %% ../../nbs/27_data.fetch.ipynb #763e389e
+# %% ../../nbs/27_data.fetch.ipynb #7cc97d38
 def _padded(rows, key, fill): # (row, pixel)
     out = np.full((len(rows), max(len(o[key]) for o in rows)), fill, 'f8')
     for x,o in zip(out, rows): x[:len(o[key])] = o[key]
     return out
 
+# %% ../../nbs/27_data.fetch.ipynb #6b98082d
 def write_spectra(rows:list[dict], # with `spectrum`: flux, ivar, lambda (Å) and perhaps mask, and columns of numbers and text
                   path:str|Path, # .h5
                  ):
@@ -570,7 +580,7 @@ def write_spectra(rows:list[dict], # with `spectrum`: flux, ivar, lambda (Å) an
     with atomic_path(path) as tmp, h5py.File(tmp, 'w') as f:
         for k,v in arrays.items(): f[k] = v
 
-# %% ../../nbs/27_data.fetch.ipynb #af746205
+# %% ../../nbs/27_data.fetch.ipynb #e6c4e5ca
 def write_curves(rows:list[dict], # with `lightcurve`: time, flux and perhaps flux_err, and `object_id`
                  path:str|Path, # .parquet
                  star:str='object', # name of the column of stars
@@ -579,13 +589,14 @@ def write_curves(rows:list[dict], # with `lightcurve`: time, flux and perhaps fl
     parts = [pd.DataFrame(_columns(o['lightcurve'])).assign(**{star: str(o['object_id'])}) for o in rows]
     with atomic_path(path) as tmp: pd.concat(parts, ignore_index=True).to_parquet(tmp, index=False)
 
+# %% ../../nbs/27_data.fetch.ipynb #53d2237d
 def write_catalog(rows:list[dict], # numbers, text and structs of them
                   path:str|Path, # .parquet
                  ):
     "A flat table"
     with atomic_path(path) as tmp: pq.write_table(_scalars(rows), tmp)
 
-# %% ../../nbs/27_data.fetch.ipynb #5643d7f5
+# %% ../../nbs/27_data.fetch.ipynb #d95c4642
 def _stream(files, skip): # rows, as dictionaries
     data = need('datasets').IterableDataset.from_parquet([o.url for o in files])
     return iter(data.skip(skip).with_format('numpy'))
@@ -594,7 +605,7 @@ def _kind(row, repo): # how rows are written, and the ending
     if 'spectrum' in row: return write_spectra, '.h5'
     return (partial(write_curves, star='tic' if 'tess' in repo.lower() else 'object'), '.parquet') if 'lightcurve' in row else (write_catalog, '.parquet')
 
-# %% ../../nbs/27_data.fetch.ipynb #6c4de97f
+# %% ../../nbs/27_data.fetch.ipynb #a1972956
 def fetch_rows(session:'requests.Session', # from `open_session`
                files:list[Wanted], # from `list_hub`
                n:int, # rows

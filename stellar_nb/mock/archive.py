@@ -64,7 +64,7 @@ class MockArchive:
         self.curves,self.gaia,self.repos,self.faults,self.asked = dict(curves),gaia,repos or {},{k: list(v) for k,v in (faults or {}).items()},[]
         self.jobs,self.lock = [],threading.Lock()
 
-# %% ../../nbs/15_mock.archive.ipynb #3ae6dc19
+# %% ../../nbs/15_mock.archive.ipynb #e4d4e518
 @patch
 def __enter__(self:MockArchive):
     handler = type('Handler', (_Handler,), dict(archive=self))
@@ -74,12 +74,13 @@ def __enter__(self:MockArchive):
     threading.Thread(target=self.server.serve_forever, kwargs=dict(poll_interval=.01), daemon=True).start()
     return self
 
+# %% ../../nbs/15_mock.archive.ipynb #cb793deb
 @patch
 def __exit__(self:MockArchive, *_):
     self.server.shutdown()
     self.server.server_close()
 
-# %% ../../nbs/15_mock.archive.ipynb #18dfadc5
+# %% ../../nbs/15_mock.archive.ipynb #488da9a6
 @patch
 def fault(self:MockArchive,
           name:str, # of a file, or 'portal', 'tap', 'hub'
@@ -87,7 +88,7 @@ def fault(self:MockArchive,
     "The next fault, which is then used up"
     with self.lock: return str(o.pop(0)) if (o := self.faults.get(name)) else ''
 
-# %% ../../nbs/15_mock.archive.ipynb #f74f18e3
+# %% ../../nbs/15_mock.archive.ipynb #aae1c04c
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
 
@@ -105,7 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         self.connection.close()
 
-# %% ../../nbs/15_mock.archive.ipynb #1a7fad0e
+# %% ../../nbs/15_mock.archive.ipynb #3f39aa30
 @patch
 def trouble(self:_Handler,
             fault:str, # from `fault`
@@ -118,11 +119,12 @@ def trouble(self:_Handler,
     else: return False
     return True
 
-# %% ../../nbs/15_mock.archive.ipynb #ba96ff97
+# %% ../../nbs/15_mock.archive.ipynb #04990236
 def _part(range_, tag, wanted_tag, data): # (first byte, status)
     at = int(m[1]) if (m := re.match(r'bytes=(\d+)-', range_ or '')) else 0
     return (at, 206 if at < len(data) else 416) if at and wanted_tag in (None, tag) else (0, 200)
 
+# %% ../../nbs/15_mock.archive.ipynb #fb1f2f99
 @patch
 def send_file(self:_Handler, name:str, data:bytes):
     "A file, or the rest of it, with its fault"
@@ -137,7 +139,7 @@ def send_file(self:_Handler, name:str, data:bytes):
     if fault != 'drop': return self.reply(status, data[at:], 'application/octet-stream', ETag=tag, Accept_Ranges='bytes', **more)
     self.drop(data[at:], status, ETag=tag, **more)
 
-# %% ../../nbs/15_mock.archive.ipynb #fd7e9230
+# %% ../../nbs/15_mock.archive.ipynb #8daed6d6
 @patch
 def drop(self:_Handler, data:bytes, status:int, **headers):
     "Announce all, send half"
@@ -147,6 +149,7 @@ def drop(self:_Handler, data:bytes, status:int, **headers):
     self.wfile.write(data[:len(data)//2])
     self.hang_up()
 
+# %% ../../nbs/15_mock.archive.ipynb #5de5482f
 @patch
 def flood(self:_Handler):
     "Never stop, and never say how much it will be"
@@ -157,7 +160,7 @@ def flood(self:_Handler):
         while True: self.wfile.write(b'10000\r\n' + bytes(2**16) + b'\r\n')
     except OSError: self.close_connection = True
 
-# %% ../../nbs/15_mock.archive.ipynb #95ef2946
+# %% ../../nbs/15_mock.archive.ipynb #20e29c05
 def _observation(name): # a row of the portal about a file
     if m := re.match(r'kplr(\d+)-', name): return dict(obs_collection='Kepler', target_name=name[:13], obsid=str(1000 + int(m[1])), dataproduct_type='timeseries', sequence_number=-999, provenance_name='Kepler')
     m = re.match(r'tess\d+-s(\d+)-(\d+)-', name)
@@ -168,11 +171,12 @@ def _product(name, data, served_as): # a row of the portal about what can be dow
     text = f'Lightcurve Long Cadence (CLC) - Q{quarter}' if quarter else 'Light curves'
     return dict(obsID=_observation(name)['obsid'], productFilename=served_as, dataURI=f'mast:mission/url/{name}', size=len(data), description=text, productType='SCIENCE')
 
-# %% ../../nbs/15_mock.archive.ipynb #99a0d1b9
+# %% ../../nbs/15_mock.archive.ipynb #0d2ee802
 def _typed(rows): # what the portal says of columns
     kinds = {k: 'int' if isinstance(v, int) else 'string' for k,v in (rows[0] if rows else {}).items()}
     return dict(status='COMPLETE', msg='', data=rows, fields=[dict(name=k, type=v) for k,v in kinds.items()], paging=dict(page=1, pageSize=50000, pagesFiltered=1))
 
+# %% ../../nbs/15_mock.archive.ipynb #d1df57b5
 @patch
 def portal(self:_Handler, form:dict):
     "An answer of MAST's portal"
@@ -184,7 +188,7 @@ def portal(self:_Handler, form:dict):
     for f in ask['params']['filters']: rows = [o for o in rows if str(o.get(f['paramName'])) in map(str, f['values'])]
     self.reply(200, _typed(rows))
 
-# %% ../../nbs/15_mock.archive.ipynb #4d62f1e8
+# %% ../../nbs/15_mock.archive.ipynb #1f7d9158
 _FILTERS = {k: {'vot.datatype': 'char'} for k in ('obs_collection', 'target_name', 'dataproduct_type', 'provenance_name', 'sequence_number')}
 
 @patch
@@ -195,14 +199,14 @@ def mast_file(self:_Handler, query:dict):
     if data is None: self.reply(404, b'')
     else: self.send_file(name, data)
 
-# %% ../../nbs/15_mock.archive.ipynb #f3892114
+# %% ../../nbs/15_mock.archive.ipynb #40edeb08
 def _upload(body, kind): # fields of a form, and the table in it
     parts = message_from_bytes(b'Content-Type: ' + kind.encode() + b'\r\n\r\n' + body).get_payload()
     fields = {o.get_param('name', header='content-disposition'): o.get_payload(decode=True) for o in parts}
     table = next(v for v in fields.values() if b'<VOTABLE' in v)
     return {k: v.decode() for k,v in fields.items() if v is not table}, Table.read(io.BytesIO(table), format='votable').to_pandas()
 
-# %% ../../nbs/15_mock.archive.ipynb #a6b59a86
+# %% ../../nbs/15_mock.archive.ipynb #d0fb8c88
 def _join(query, wanted, gaia): # the rows that the question asks for
     columns = list(dict.fromkeys(re.findall(r'g\.(\w+)', query.split('FROM')[0])))
     if 'source_id' in wanted: return wanted[['source_id']].merge(gaia, on='source_id')[columns]
@@ -213,9 +217,10 @@ def _join(query, wanted, gaia): # the rows that the question asks for
         out.append(gaia[d < radius][columns].assign(wanted_row=w.wanted_row, separation=d[d < radius]))
     return pd.concat(out)
 
-# %% ../../nbs/15_mock.archive.ipynb #d1d3406c
+# %% ../../nbs/15_mock.archive.ipynb #00e3a316
 _JOB = '<uws:job xmlns:uws="http://www.ivoa.net/xml/UWS/v1.0" xmlns:xlink="http://www.w3.org/1999/xlink" version="1.1"><uws:jobId>{0}</uws:jobId><uws:phase>{1}</uws:phase><uws:results><uws:result id="result" xlink:href="{2}"/></uws:results></uws:job>'
 
+# %% ../../nbs/15_mock.archive.ipynb #e0f8acb9
 @patch
 def tap(self:_Handler, path:str, body:bytes):
     "A step of a job"
@@ -230,9 +235,10 @@ def tap(self:_Handler, path:str, body:bytes):
     Table.from_pandas(_join(jobs[at][0]['QUERY'], jobs[at][1], self.archive.gaia)).write(out, format='votable')
     self.reply(200, out.getvalue(), 'application/x-votable+xml')
 
-# %% ../../nbs/15_mock.archive.ipynb #680271d5
+# %% ../../nbs/15_mock.archive.ipynb #e85a91ac
 _COMMIT = '0123456789abcdef0123456789abcdef01234567'
 
+# %% ../../nbs/15_mock.archive.ipynb #ae87ae3e
 @patch
 def hub(self:_Handler, path:str):
     "An answer about a data set, or a file of it"
@@ -244,7 +250,7 @@ def hub(self:_Handler, path:str):
     if m[3] in files: self.send_file(m[3].rsplit('/', 1)[-1], files[m[3]])
     else: self.reply(404, b'')
 
-# %% ../../nbs/15_mock.archive.ipynb #f8625ff0
+# %% ../../nbs/15_mock.archive.ipynb #af9203d8
 @patch
 def answer(self:_Handler):
     "Any request"
@@ -261,4 +267,5 @@ def answer(self:_Handler):
     elif path.endswith('data-server/data'): self.send_file('xp.fits', archive.curves['xp.fits'])
     else: self.hub(path)
 
+# %% ../../nbs/15_mock.archive.ipynb #5ed1d20c
 _Handler.do_GET = _Handler.do_POST = _Handler.do_HEAD = _Handler.do_DELETE = _Handler.answer
