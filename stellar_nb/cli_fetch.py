@@ -105,14 +105,14 @@ def _finish_files(args, got, lost):
 # %% ../nbs/91g_cli_fetch.ipynb #b48b367d
 _columns = dict(kepler=('kic', 'kepid', 'keplerid', 'star', 'id'), k2=('epic', 'star', 'id'), tess=('tic', 'ticid', 'star', 'id'))
 
-# %% ../nbs/91g_cli_fetch.ipynb #dd9b8f23
+# %% ../nbs/91g_cli_fetch.ipynb #04b36a52
 def _curves(mission, args, session):
     from stellar_nb.data.fetch import MAST, MISSIONS, list_lightcurves, star_number
     m = MISSIONS[mission]
     stars = [star_number(o, mission) for o in listed(args.stars, _columns[mission])]
     wanted = list_lightcurves(session, mission, stars, args.segments, args.cadence, args.server or MAST)
     have = {o.what.split(',')[0] for o in wanted}
-    where = f", {m.segment} {' '.join(map(str, args.segments))}" if args.segments else ''
+    where = f", {_segments[mission]} {' '.join(map(str, args.segments))}" if args.segments else ''
     lost = [f'{m.catalog} {o}: MAST offers no light curve of {args.cadence} s{where}' for o in dict.fromkeys(stars) if f'{m.catalog} {o}' not in have]
     if not wanted: raise Refused(lost[0] if len(lost) == 1 else f'MAST offers no light curve of these {len(lost)} stars ({args.cadence} s{where})')
     return get_files(args, session, wanted, lost)

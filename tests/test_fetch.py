@@ -4,6 +4,8 @@ import io
 import json
 import os
 import re
+import signal
+import threading
 import time
 
 import numpy as np
@@ -287,6 +289,17 @@ def test_refused(tmp_path, words, why):
         more = [] if '--server' in words else ['--server', archive.url]
         status, _, err = command(*words, '-o', tmp_path/'x', *more)
     assert status == 2 and why in err and err.count('\n') == 1 and not (tmp_path/'x').exists()
+
+
+def test_interrupted(tmp_path):
+    curves = [kepler_file(k, 1) for k in range(1, 9)]
+    with MockArchive(curves, faults={k: ['slow'] for k, _ in curves}) as archive:
+        words = ['kepler', *range(1, 9), '-o', tmp_path/'x', '--server', archive.url]
+        (timer := threading.Timer(1., os.kill, (os.getpid(), signal.SIGINT))).start()
+        assert command(*words)[0] == 130
+        timer.join()
+        assert len(list(tmp_path.rglob('*.fits'))) < 8
+        assert command(*words)[0] == 0 and len(list(tmp_path.rglob('*.fits'))) == 8
 
 
 def test_missing_extra(tmp_path, monkeypatch):
