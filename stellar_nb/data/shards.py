@@ -64,18 +64,23 @@ def _write_map(part, path): # the same blocks in an Arrow file
             if b.schema != first.schema: raise ValueError('its lists do not have one length')
             out.write_batch(b)
 
-# %% ../../nbs/25b_data.shards.ipynb #181ae580
+# %% ../../nbs/25b_data.shards.ipynb #2df60fc1
 def map_part(part:Path, # a Parquet file with at least one row
              cache:Path, # folder of the maps
             ) -> Path: # its map, an Arrow file
     "The map of a part, made if there is none of this very version; BadInput names a part that cannot be read"
-    about = part.stat()
-    path = cache/f'{part.stem}-{about.st_size}-{about.st_mtime_ns}.arrow'
+    path = cache/f'{part.stem}-{_version(part):08x}.arrow'
     if _opens(path): return path
     with _reading(part): _write_map(part, path)
     for old in cache.glob('*.arrow'):
-        if re.fullmatch(rf'{re.escape(part.stem)}-\d+-\d+', old.stem) and old != path: old.unlink(missing_ok=True)
+        if re.fullmatch(rf'{re.escape(part.stem)}-[0-9a-f]{{8}}', old.stem) and old != path: old.unlink(missing_ok=True)
     return path
+
+def _version(part): # of its size, its time and its end, where Parquet keeps its table of contents
+    about = part.stat()
+    with open(part, 'rb') as f:
+        f.seek(max(0, about.st_size - 2**16))
+        return crc32(f'{about.st_size} {about.st_mtime_ns}'.encode() + f.read())
 
 def _opens(path): # is there a whole Arrow file?
     try: return bool(pa.ipc.open_file(pa.memory_map(str(path))).num_record_batches)
