@@ -64,13 +64,13 @@ def _write_map(part, path): # the same blocks in an Arrow file
             if b.schema != first.schema: raise ValueError('its lists do not have one length')
             out.write_batch(b)
 
-# %% ../../nbs/25b_data.shards.ipynb #2df60fc1
+# %% ../../nbs/25b_data.shards.ipynb #2d238e40
 def map_part(part:Path, # a Parquet file with at least one row
              cache:Path, # folder of the maps
             ) -> Path: # its map, an Arrow file
     "The map of a part, made if there is none of this very version; BadInput names a part that cannot be read"
     path = cache/f'{part.stem}-{_version(part):08x}.arrow'
-    if _opens(path): return path
+    if _whole(path): return path
     with _reading(part): _write_map(part, path)
     for old in cache.glob('*.arrow'):
         if re.fullmatch(rf'{re.escape(part.stem)}-[0-9a-f]{{8}}', old.stem) and old != path: old.unlink(missing_ok=True)
@@ -82,9 +82,12 @@ def _version(part): # of its size, its time and its end, where Parquet keeps its
         f.seek(max(0, about.st_size - 2**16))
         return crc32(f'{about.st_size} {about.st_mtime_ns}'.encode() + f.read())
 
-def _opens(path): # is there a whole Arrow file?
-    try: return bool(pa.ipc.open_file(pa.memory_map(str(path))).num_record_batches)
-    except (OSError, pa.ArrowException): return False
+def _opened(path): # its reader; nothing but the table of contents is read
+    with _reading(path): return pa.ipc.open_file(pa.memory_map(str(path)))
+
+def _whole(path): # is there a whole Arrow file?
+    try: return bool(_opened(path).num_record_batches)
+    except BadInput: return False
 
 # %% ../../nbs/25b_data.shards.ipynb #52e1275c
 def _about(folder): # store.json and the parts that have rows
@@ -129,12 +132,12 @@ class Shards:
     def __len__(self): return int(self.starts[-1])
     def __getstate__(self): return {**self.__dict__, 'open': {}} # another process maps the files itself
 
-# %% ../../nbs/25b_data.shards.ipynb #74ce3558
+# %% ../../nbs/25b_data.shards.ipynb #199001ba
 @patch
 def _count(self:Shards): # where each block begins, and which part it is of
     rows,self.block = [],[]
     for i,path in enumerate(self.maps):
-        f = pa.ipc.open_file(pa.memory_map(str(path)))
+        f = self.open[i] = _opened(path)
         if not i: self.schema = f.schema
         elif (why := _unlike(self.schema, f.schema)): raise BadInput(self.parts[i].name, f'{why} {self.parts[0].name}')
         for j in range(f.num_record_batches): rows.append(f.get_batch(j).num_rows), self.block.append((i, j))
@@ -145,7 +148,7 @@ def _unlike(a, b): # what keeps a part with schema b from following one with sch
     for k in a.names:
         if a.field(k).type != b.field(k).type: return f'its {k} is {b.field(k).type}, not {a.field(k).type} as in'
 
-# %% ../../nbs/25b_data.shards.ipynb #694e59e8
+# %% ../../nbs/25b_data.shards.ipynb #a741ba8b
 @patch
 def _has(self:Shards, column): # ValueError for an unknown one
     if column not in self.schema.names: raise ValueError(f'the store has no column {column!r}; it has {", ".join(self.schema.names)}')
@@ -153,7 +156,7 @@ def _has(self:Shards, column): # ValueError for an unknown one
 @patch
 def _batch(self:Shards, b): # block b in place
     i,j = self.block[b]
-    if i not in self.open: self.open[i] = pa.ipc.open_file(pa.memory_map(str(self.maps[i])))
+    if i not in self.open: self.open[i] = _opened(self.maps[i])
     return self.open[i].get_batch(j)
 
 def _view(arr): # numbers in place, (row, ...); text and dates as Arrow has them
