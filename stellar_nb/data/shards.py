@@ -38,8 +38,8 @@ def _plain_lists(arr, column):
     if len(size) > 1 or arr.null_count: raise ValueError(f'column {column} does not have lists of one length')
     return pa.FixedSizeListArray.from_arrays(_plain(arr.flatten(), column), size[0])
 
-# %% ../../nbs/25b_data.shards.ipynb #9e98306c
-BLOCK = 2048 # rows of a block of a map
+# %% ../../nbs/25b_data.shards.ipynb #a08a9e22
+BLOCK = 1024 # rows of a block of a map
 
 @contextmanager
 def _reading(path): # what Arrow says about a broken file, in one sentence
@@ -50,9 +50,9 @@ def _reading(path): # what Arrow says about a broken file, in one sentence
     except BadInput: raise
     except ValueError as e: raise BadInput(path.name, str(e)) from e
 
-# %% ../../nbs/25b_data.shards.ipynb #8cb4d664
+# %% ../../nbs/25b_data.shards.ipynb #e02ec0d5
 def _blocks(part): # its rows, a block at a time, ready to be mapped
-    with pq.ParquetFile(part) as f:
+    with _reading(part), pq.ParquetFile(part) as f:
         for b in f.iter_batches(BLOCK):
             yield pa.RecordBatch.from_arrays([_plain(b.column(k), k) for k in b.schema.names], b.schema.names)
 
@@ -61,17 +61,18 @@ def _write_map(part, path): # the same blocks in an Arrow file
     with atomic_path(path) as tmp, pa.ipc.new_file(str(tmp), first.schema) as out:
         out.write_batch(first)
         for b in blocks:
-            if b.schema != first.schema: raise ValueError('its lists do not have one length')
+            if b.schema != first.schema: raise BadInput(part.name, 'its lists do not have one length')
             out.write_batch(b)
 
-# %% ../../nbs/25b_data.shards.ipynb #2d238e40
+# %% ../../nbs/25b_data.shards.ipynb #f9f3fcb0
 def map_part(part:Path, # a Parquet file with at least one row
              cache:Path, # folder of the maps
             ) -> Path: # its map, an Arrow file
-    "The map of a part, made if there is none of this very version; BadInput names a part that cannot be read"
+    "The map of a part, made if there is none of this very version; BadInput names a part that cannot be read, or whose map cannot be written"
     path = cache/f'{part.stem}-{_version(part):08x}.arrow'
     if _whole(path): return path
-    with _reading(part): _write_map(part, path)
+    try: _write_map(part, path)
+    except OSError as e: raise BadInput(part.name, f'its map cannot be written ({e.strerror or e}); cache= names another folder') from e
     for old in cache.glob('*.arrow'):
         if re.fullmatch(rf'{re.escape(part.stem)}-[0-9a-f]{{8}}', old.stem) and old != path: old.unlink(missing_ok=True)
     return path
