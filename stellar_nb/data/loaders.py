@@ -86,7 +86,7 @@ class OneVisit(EveryRow):
         order = block_shuffle(len(self.rows), self.block, self.window, gen)
         return self.rows[order[torch.isin(order, visits)]]
 
-# %% ../../nbs/26_data.loaders.ipynb #de661e68
+# %% ../../nbs/26_data.loaders.ipynb #af2ceedb
 def batch_edges(n:int, # rows of an epoch
                 batch:int, # rows a batch, on all machines together
                 parts:int=1, # machines
@@ -97,11 +97,12 @@ def batch_edges(n:int, # rows of an epoch
     if len(edges) > 1 and n - edges[-1] < min(2*parts, batch): edges.pop()
     return [*edges, n]
 
+# %% ../../nbs/26_data.loaders.ipynb #ce0fbff3
 def _share(lo, hi, part): # the stretch of rank r of w
     r,w = part
     return lo + (hi - lo)*r//w, lo + (hi - lo)*(r + 1)//w
 
-# %% ../../nbs/26_data.loaders.ipynb #2a42bde3
+# %% ../../nbs/26_data.loaders.ipynb #f03d3f04
 def as_tensors(columns:dict[str,np.ndarray], # from `Shards`
               ) -> dict[str,Any]: # numbers as tensors, texts as they were
     "numpy to PyTorch, without a copy"
@@ -109,7 +110,7 @@ def as_tensors(columns:dict[str,np.ndarray], # from `Shards`
 
 def _tuple(x): return tuple(x) if isinstance(x, (tuple, list)) else (x,)
 
-# %% ../../nbs/26_data.loaders.ipynb #cdb5fbc7
+# %% ../../nbs/26_data.loaders.ipynb #b09ea3ea
 class FromStore:
     "Row numbers in, `(xb…, y)` out"
     def __init__(self,
@@ -136,13 +137,14 @@ class FromStore:
         "The file and the row in it"
         return '{} row {}'.format(*self.shards.where(int(row)))
 
-# %% ../../nbs/26_data.loaders.ipynb #975aeae8
+# %% ../../nbs/26_data.loaders.ipynb #23abfb8d
 class Failure(NamedTuple):
     "What a worker hands over instead of a batch"
     name:str # the file and the row
     reason:str # the error
     trace:str # its traceback
 
+# %% ../../nbs/26_data.loaders.ipynb #a5abccf0
 class _Work: # the map-style dataset of PyTorch's DataLoader; an item is a batch
     def __init__(self, fetch): self.fetch = fetch
     def __getitem__(self, task):
@@ -156,9 +158,10 @@ class _Work: # the map-style dataset of PyTorch's DataLoader; an item is a batch
             except Exception as e: return Failure(self.fetch.where(items[i]), f'{e}', traceback.format_exc())
         return Failure(f'{self.fetch.where(items[0])} and {len(items) - 1} more', f'{error}', ''.join(traceback.format_exception(error)))
 
+# %% ../../nbs/26_data.loaders.ipynb #be554abc
 def _as_is(x): return x
 
-# %% ../../nbs/26_data.loaders.ipynb #bf3971f8
+# %% ../../nbs/26_data.loaders.ipynb #e5b80e0a
 class Loader:
     "Batches from stores; iterating once is one epoch, in an order of its own"
     def __init__(self,
@@ -187,7 +190,7 @@ class Loader:
             yield tuple(o.to(self.device, non_blocking=True) for o in out)
         self.epoch,self.batch = self.epoch + (not self.fixed),0
 
-# %% ../../nbs/26_data.loaders.ipynb #432335a1
+# %% ../../nbs/26_data.loaders.ipynb #e4ab8434
 @patch
 def tasks(self:Loader,
           first:int=0, # number of the first batch
@@ -198,11 +201,12 @@ def tasks(self:Loader,
     items = self.plan(None if self.fixed else generator(seed()))
     return ((seed(i + 1, part[0]), items[slice(*_share(*edges[i:i+2], part))]) for i in range(first, len(self)))
 
+# %% ../../nbs/26_data.loaders.ipynb #657ea2ff
 class _Tasks: # the sampler of PyTorch's DataLoader: asks anew every epoch
     def __init__(self, loader): self.loader = weakref.proxy(loader) # no circle: the workers end with the loader
     def __iter__(self): return self.loader.tasks(self.loader.batch)
 
-# %% ../../nbs/26_data.loaders.ipynb #2d977ea2
+# %% ../../nbs/26_data.loaders.ipynb #cab60bda
 @patch
 def _batches(self:Loader): # of the rest of this epoch
     if not self.workers: return map(_Work(self.fetch).__getitem__, self.tasks(self.batch))
@@ -211,7 +215,7 @@ def _batches(self:Loader): # of the rest of this epoch
                                persistent_workers=True, pin_memory=self.device.type == 'cuda', generator=generator(0))
     return iter(self.feed)
 
-# %% ../../nbs/26_data.loaders.ipynb #d2b687c5
+# %% ../../nbs/26_data.loaders.ipynb #8db21b4a
 @patch
 def to(self:Loader,
        device:torch.device, # where batches go from now on
@@ -221,6 +225,7 @@ def to(self:Loader,
     self.device = torch.device(device)
     return self
 
+# %% ../../nbs/26_data.loaders.ipynb #9ed9113b
 @patch
 def close(self:Loader):
     "End the workers; a later pass starts new ones"
@@ -232,12 +237,13 @@ def __enter__(self:Loader): return self
 @patch
 def __exit__(self:Loader, *error): self.close()
 
-# %% ../../nbs/26_data.loaders.ipynb #d240b67f
+# %% ../../nbs/26_data.loaders.ipynb #4a62467c
 @patch
 def state_dict(self:Loader) -> dict[str,int]: # epoch; batch: how many of it were handed out
     "How far this loader has come"
     return dict(epoch=self.epoch, batch=self.batch)
 
+# %% ../../nbs/26_data.loaders.ipynb #9e9560e7
 @patch
 def load_state_dict(self:Loader,
                     state:dict[str,int], # from `state_dict`
@@ -247,7 +253,7 @@ def load_state_dict(self:Loader,
     if epoch < 0 or not 0 <= batch <= len(self): raise ValueError(f'no loader of {len(self)} batches stops at {state}')
     self.epoch,self.batch,self.start = epoch,batch,batch
 
-# %% ../../nbs/26_data.loaders.ipynb #80a4f0c2
+# %% ../../nbs/26_data.loaders.ipynb #34deb791
 class Visits:
     "Which rows of each store belong to a star"
     def __init__(self,
@@ -266,7 +272,7 @@ class Visits:
         "Which modalities each star has"
         return torch.stack([count > 0 for *_,count in self.lists], 1)
 
-# %% ../../nbs/26_data.loaders.ipynb #36da15b0
+# %% ../../nbs/26_data.loaders.ipynb #f821008e
 @patch
 def draw(self:Visits,
          gen:torch.Generator|None=None, # None takes the first row of each
@@ -279,14 +285,14 @@ def draw(self:Visits,
         out.append(rows[at].where(count > 0, -1))
     return torch.stack(out, 1)
 
-# %% ../../nbs/26_data.loaders.ipynb #31ecf9a2
+# %% ../../nbs/26_data.loaders.ipynb #4b46cacb
 def visits_by_name(*shards:Shards, # stores with a column of names
                    column:str='star', # the column; rows without a name are stars of their own
                   ) -> Visits: # its `code` numbers the stars
     "Rows with the same name are the same star"
     return Visits(star_codes(*shards, column=column))
 
-# %% ../../nbs/26_data.loaders.ipynb #a4b394f6
+# %% ../../nbs/26_data.loaders.ipynb #b925fced
 def visits_by_match(table:np.ndarray, # (match, store) row numbers; -1 = missing
                     sizes:Sequence[int], # rows of each store
                    ) -> Visits: # rows that are not in the table belong to no star
@@ -301,7 +307,7 @@ def visits_by_match(table:np.ndarray, # (match, store) row numbers; -1 = missing
     group[np.setdiff1d(np.arange(first[-1]), a)] = -1
     return Visits(np.split(group, first[1:-1]))
 
-# %% ../../nbs/26_data.loaders.ipynb #bb3c77b0
+# %% ../../nbs/26_data.loaders.ipynb #d3890af8
 class Together:
     "A plan: one visit in each store of each star"
     def __init__(self,
@@ -323,7 +329,7 @@ class Together:
         count = self.kind.unique(return_counts=True)[1]
         return int(count.min())*len(count)
 
-# %% ../../nbs/26_data.loaders.ipynb #eb60054a
+# %% ../../nbs/26_data.loaders.ipynb #097b91cc
 @patch
 def __call__(self:Together,
              gen:torch.Generator|None=None, # None for the order of the stars and the first visits
@@ -336,7 +342,7 @@ def __call__(self:Together,
     stars = self.stars[order]
     return torch.cat([stars[:,None], self.visits.draw(gen)[stars]], 1)
 
-# %% ../../nbs/26_data.loaders.ipynb #4d9993be
+# %% ../../nbs/26_data.loaders.ipynb #ae14ac46
 class FromStores:
     "Stars in, `(inputs of each store…, labels, present)` out"
     def __init__(self,
@@ -360,7 +366,7 @@ class FromStores:
         ends = dict(present=rows >= 0, star=star)
         return (*inputs, *labels, *(ends[k] for k in self.last))
 
-# %% ../../nbs/26_data.loaders.ipynb #6f571fcf
+# %% ../../nbs/26_data.loaders.ipynb #dee79286
 @patch
 def modality(self:FromStores, k, rows, gen): # inputs of store k, filled up
     there = rows >= 0
@@ -371,6 +377,7 @@ def modality(self:FromStores, k, rows, gen): # inputs of store k, filled up
     for o,m in zip(out, made): o[there] = m[:int(there.sum())]
     return out
 
+# %% ../../nbs/26_data.loaders.ipynb #413e6023
 @patch
 def where(self:FromStores, item): # for messages
     places = ['{} of store {} row {}'.format(s.where(int(r))[0], k, s.where(int(r))[1]) for k,(s,r) in enumerate(zip(self.shards, item[1:])) if r >= 0]

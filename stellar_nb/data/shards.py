@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..core import *
 
-# %% ../../nbs/25b_data.shards.ipynb #01c05f32
+# %% ../../nbs/25b_data.shards.ipynb #db466c3c
 def _plain(arr, column): # an array as it lies in a map; ValueError in words
     t = arr.type
     if pa.types.is_dictionary(t): return _plain(arr.dictionary_decode(), column)
@@ -33,14 +33,16 @@ def _plain(arr, column): # an array as it lies in a map; ValueError in words
     if arr.null_count: raise ValueError(f'column {column} ({t}) has holes')
     return arr
 
+# %% ../../nbs/25b_data.shards.ipynb #26bad391
 def _plain_lists(arr, column):
     size = pc.list_value_length(arr).unique().to_pylist()
     if len(size) > 1 or arr.null_count: raise ValueError(f'column {column} does not have lists of one length')
     return pa.FixedSizeListArray.from_arrays(_plain(arr.flatten(), column), size[0])
 
-# %% ../../nbs/25b_data.shards.ipynb #a08a9e22
+# %% ../../nbs/25b_data.shards.ipynb #614ac744
 BLOCK = 1024 # rows of a block of a map
 
+# %% ../../nbs/25b_data.shards.ipynb #f18cb1f0
 @contextmanager
 def _reading(path): # what Arrow says about a broken file, in one sentence
     try: yield
@@ -50,12 +52,13 @@ def _reading(path): # what Arrow says about a broken file, in one sentence
     except BadInput: raise
     except ValueError as e: raise BadInput(path.name, str(e)) from e
 
-# %% ../../nbs/25b_data.shards.ipynb #e02ec0d5
+# %% ../../nbs/25b_data.shards.ipynb #4d82e465
 def _blocks(part): # its rows, a block at a time, ready to be mapped
     with _reading(part), pq.ParquetFile(part) as f:
         for b in f.iter_batches(BLOCK):
             yield pa.RecordBatch.from_arrays([_plain(b.column(k), k) for k in b.schema.names], b.schema.names)
 
+# %% ../../nbs/25b_data.shards.ipynb #38100951
 def _write_map(part, path): # the same blocks in an Arrow file
     blocks = _blocks(part); first = next(blocks)
     with atomic_path(path) as tmp, pa.ipc.new_file(str(tmp), first.schema) as out:
@@ -64,7 +67,7 @@ def _write_map(part, path): # the same blocks in an Arrow file
             if b.schema != first.schema: raise BadInput(part.name, 'its lists do not have one length')
             out.write_batch(b)
 
-# %% ../../nbs/25b_data.shards.ipynb #f9f3fcb0
+# %% ../../nbs/25b_data.shards.ipynb #fd6a7afd
 def map_part(part:Path, # a Parquet file with at least one row
              cache:Path, # folder of the maps
             ) -> Path: # its map, an Arrow file
@@ -77,6 +80,7 @@ def map_part(part:Path, # a Parquet file with at least one row
         if re.fullmatch(rf'{re.escape(part.stem)}-[0-9a-f]{{8}}', old.stem) and old != path: old.unlink(missing_ok=True)
     return path
 
+# %% ../../nbs/25b_data.shards.ipynb #55969f51
 def _version(part): # of its size, its time and its end, where Parquet keeps its table of contents
     about = part.stat()
     with open(part, 'rb') as f:
@@ -86,17 +90,19 @@ def _version(part): # of its size, its time and its end, where Parquet keeps its
 def _opened(path): # its reader; nothing but the table of contents is read
     with _reading(path): return pa.ipc.open_file(pa.memory_map(str(path)))
 
+# %% ../../nbs/25b_data.shards.ipynb #2ddbce7a
 def _whole(path): # is there a whole Arrow file?
     try: return bool(_opened(path).num_record_batches)
     except BadInput: return False
 
-# %% ../../nbs/25b_data.shards.ipynb #52e1275c
+# %% ../../nbs/25b_data.shards.ipynb #92f9d028
 def _about(folder): # store.json and the parts that have rows
     try: about = json.loads((folder/'store.json').read_text())
     except (OSError, ValueError) as e: raise BadInput(folder.name, 'not a store: it has no readable store.json') from e
     if not isinstance(about, dict): raise BadInput(folder.name, 'not a store: its store.json is not an object')
     return about
 
+# %% ../../nbs/25b_data.shards.ipynb #df002965
 def _parts(folder):
     out = []
     for path in sorted(folder.glob('part-*.parquet')):
@@ -105,13 +111,13 @@ def _parts(folder):
     if not out: raise BadInput(folder.name, 'the store has no rows')
     return out
 
-# %% ../../nbs/25b_data.shards.ipynb #3afb1bca
+# %% ../../nbs/25b_data.shards.ipynb #07a9d629
 def _same(folders, abouts): # BadInput where two stores do not fit together
     for folder,about in zip(folders[1:], abouts[1:]):
         for k in ('kind', 'grid'):
             if about.get(k) != abouts[0].get(k): raise BadInput(folder.name, f'its {k} is not that of {folders[0].name}')
 
-# %% ../../nbs/25b_data.shards.ipynb #70077e14
+# %% ../../nbs/25b_data.shards.ipynb #8e8276a3
 class Shards:
     "Rows of a store, read in place; BadInput in one sentence for what is no store, is broken or does not fit together"
     def __init__(self,
@@ -133,7 +139,7 @@ class Shards:
     def __len__(self): return int(self.starts[-1])
     def __getstate__(self): return {**self.__dict__, 'open': {}} # another process maps the files itself
 
-# %% ../../nbs/25b_data.shards.ipynb #199001ba
+# %% ../../nbs/25b_data.shards.ipynb #f22c96a7
 @patch
 def _count(self:Shards): # where each block begins, and which part it is of
     rows,self.block = [],[]
@@ -144,12 +150,13 @@ def _count(self:Shards): # where each block begins, and which part it is of
         for j in range(f.num_record_batches): rows.append(f.get_batch(j).num_rows), self.block.append((i, j))
     self.starts = np.cumsum([0, *rows])
 
+# %% ../../nbs/25b_data.shards.ipynb #12ec44d6
 def _unlike(a, b): # what keeps a part with schema b from following one with schema a
     if set(a.names) != set(b.names): return 'it has other columns than'
     for k in a.names:
         if a.field(k).type != b.field(k).type: return f'its {k} is {b.field(k).type}, not {a.field(k).type} as in'
 
-# %% ../../nbs/25b_data.shards.ipynb #a741ba8b
+# %% ../../nbs/25b_data.shards.ipynb #56358353
 @patch
 def _has(self:Shards, column): # ValueError for an unknown one
     if column not in self.schema.names: raise ValueError(f'the store has no column {column!r}; it has {", ".join(self.schema.names)}')
@@ -160,11 +167,12 @@ def _batch(self:Shards, b): # block b in place
     if i not in self.open: self.open[i] = _opened(self.maps[i])
     return self.open[i].get_batch(j)
 
+# %% ../../nbs/25b_data.shards.ipynb #f10a291f
 def _view(arr): # numbers in place, (row, ...); text and dates as Arrow has them
     if pa.types.is_fixed_size_list(arr.type): return _view(arr.values).reshape(len(arr), arr.type.list_size)
     return arr.to_numpy() if pa.types.is_primitive(arr.type) and not pa.types.is_temporal(arr.type) else arr
 
-# %% ../../nbs/25b_data.shards.ipynb #90ecf31a
+# %% ../../nbs/25b_data.shards.ipynb #ae66d9c9
 @patch
 def view(self:Shards,
          b:int, # number of the block
@@ -174,7 +182,7 @@ def view(self:Shards,
     if (b, column) not in self.open: self.open[b,column] = _view(self._batch(b).column(column))
     return self.open[b,column]
 
-# %% ../../nbs/25b_data.shards.ipynb #a31cc22c
+# %% ../../nbs/25b_data.shards.ipynb #084dbe49
 @patch
 def __getitem__(self:Shards,
                 rows:slice|Sequence[int]|np.ndarray|Tensor, # row numbers in any order, repeated ones too
@@ -185,6 +193,7 @@ def __getitem__(self:Shards,
     block = np.searchsorted(self.starts, rows, 'right') - 1
     return {k: self._gather(k, block, rows - self.starts[block]) for k in self.columns}
 
+# %% ../../nbs/25b_data.shards.ipynb #9de9114a
 @patch
 def _gather(self:Shards, column, block, at): # rows `at` of the blocks
     first = self.view(0, column)
@@ -195,7 +204,7 @@ def _gather(self:Shards, column, block, at): # rows `at` of the blocks
         out[i] = v if numbers else v.as_py()
     return out
 
-# %% ../../nbs/25b_data.shards.ipynb #3fc92fd5
+# %% ../../nbs/25b_data.shards.ipynb #98da9ba1
 @patch
 def where(self:Shards,
           row:int, # its number
@@ -205,6 +214,7 @@ def where(self:Shards,
     first = next(k for k,(i,_) in enumerate(self.block) if i == self.block[b][0])
     return self.parts[self.block[b][0]].name, int(row - self.starts[first])
 
+# %% ../../nbs/25b_data.shards.ipynb #c5c6d64b
 @patch
 def column(self:Shards,
            name:str, # of one number or text a row
@@ -213,7 +223,7 @@ def column(self:Shards,
     self._has(name)
     return np.concatenate([np.asarray(self.view(b, name)) for b in range(len(self.block))])
 
-# %% ../../nbs/25b_data.shards.ipynb #b9c0da7a
+# %% ../../nbs/25b_data.shards.ipynb #757f7dab
 def star_codes(*shards:Shards, # stores with a column of names
                column:str='star', # the column
               ) -> list[np.ndarray]: # (row,) int64 of each store
