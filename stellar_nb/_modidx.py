@@ -595,6 +595,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'stellar_nb/data/crossmatch.py'),
                                             'stellar_nb.data.crossmatch._separation': ( 'data.crossmatch.html#_separation',
                                                                                         'stellar_nb/data/crossmatch.py'),
+                                            'stellar_nb.data.crossmatch._side': ( 'data.crossmatch.html#_side',
+                                                                                  'stellar_nb/data/crossmatch.py'),
                                             'stellar_nb.data.crossmatch._table': ( 'data.crossmatch.html#_table',
                                                                                    'stellar_nb/data/crossmatch.py'),
                                             'stellar_nb.data.crossmatch._together': ( 'data.crossmatch.html#_together',

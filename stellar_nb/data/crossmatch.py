@@ -217,7 +217,9 @@ def _open(path, key):
     if lack := [k for k in ('ra', 'dec') if k not in names]: raise BadInput(Path(path).name, f'no column {" and no ".join(lack)}')
     return lsdb.open_catalog(str(path), columns=[k for k in dict.fromkeys((*_NEEDED, key)) if k in names])
 
-# %% ../../nbs/24e_data.crossmatch.ipynb #953ceb36
+# %% ../../nbs/24e_data.crossmatch.ipynb #866f2ced
+def _side(source, name, margin, key): return _cut(source, name, margin, key) if isinstance(source, pd.DataFrame) else _open(source, key)
+
 def _looked_up(source, key, name, epoch):
     "The extremes of a survey: of a table at once, of a catalogue piece by piece"
     if isinstance(source, pd.DataFrame): return _extremes(_points(source, name, epoch))
@@ -226,8 +228,8 @@ def _looked_up(source, key, name, epoch):
     pm,first,last = zip(*dask.compute(*[look(o) for o in _open(source, key).to_delayed()]))
     return max(pm), min(first), max(last)
 
-# %% ../../nbs/24e_data.crossmatch.ipynb #8f278ac1
-def _algorithm(rule, reach):
+# %% ../../nbs/24e_data.crossmatch.ipynb #a4c5dfa7
+def _algorithm(rule):
     "LSDB's matcher of two pieces, with motion"
     from lsdb.core.crossmatch.abstract_crossmatch_algorithm import AbstractCrossmatchAlgorithm
     class Moving(AbstractCrossmatchAlgorithm):
@@ -244,7 +246,7 @@ def _check_margin(c, source, radius, reach):
     if has < radius + reach:
         raise BadInput(Path(source).name, f'its margin is {has:g} arcsec, but a match may lie {radius + reach:.1f} arcsec away (radius {radius:g} + motion {reach:.1f}); write it again with to_hats(…, margin={np.ceil(radius + reach):.0f})')
 
-# %% ../../nbs/24e_data.crossmatch.ipynb #2350b5d9
+# %% ../../nbs/24e_data.crossmatch.ipynb #13055b31
 def _lsdb(left, right, rule):
     "The pairs of each piece, one after the other"
     _need('lsdb')
@@ -252,10 +254,11 @@ def _lsdb(left, right, rule):
     with _quiet():
         el,er = _looked_up(left, rule.left_id, 'left', np.nan), _looked_up(right, rule.right_id, 'right', rule.epoch)
         reach = max(el[0], er[0])*_years(el, er)
-        l,r = [_cut(o, n, m, k) if isinstance(o, pd.DataFrame) else _open(o, k) for o,n,m,k in ((left, 'left', None, rule.left_id), (right, 'right', rule.radius + reach, rule.right_id))]
-        if l is None or r is None: return
+        l = _side(left, 'left', None, rule.left_id)
+        r = None if l is None else _side(right, 'right', rule.radius + reach, rule.right_id)
+        if r is None: return
         _check_margin(r, right, rule.radius, reach)
-        pairs = l.crossmatch(r, algorithm=_algorithm(rule, reach), suffixes=('_left', '_right'), suffix_method='all_columns')
+        pairs = l.crossmatch(r, algorithm=_algorithm(rule), suffixes=('_left', '_right'), suffix_method='all_columns')
         names = {f'{rule.left_id or "_row"}_left': 'left', f'{rule.right_id or "_row"}_right': 'right'}
         yield from (dask.delayed(_plain)(o, names) for o in pairs.to_delayed())
 

@@ -16,10 +16,10 @@ from scipy.sparse.csgraph import connected_components
 
 from ..core import BadInput
 
-# %% ../../nbs/24f_data.groups.ipynb #23e125e6
+# %% ../../nbs/24f_data.groups.ipynb #703a28c1
 def _names(ids, survey):
     "Identifiers as text; BadInput where one is missing"
-    s = pd.Series(np.asarray(ids))
+    s = pd.Series(ids).reset_index(drop=True)
     if (bad := np.flatnonzero(s.isna() | (s.astype(str).str.strip() == ''))).size: raise BadInput(survey, f'row {bad[0]} has no identifier; where a star has no name, the file has one')
     if s.dtype.kind == 'f': raise BadInput(survey, 'identifiers as floating-point numbers; read the column as text or integers')
     return s.astype(str).to_numpy()
