@@ -323,7 +323,7 @@ def _import(files, out, margin, names, rows, client):
     with contextlib.nullcontext(client) if client else Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as c: pipeline_with_client(args, c)
 
 # %% ../../nbs/24e_data.crossmatch.ipynb #b0ed878d
-_BYTES = 400 # peak memory of matching in memory, for each row of both tables
+_BYTES = 450 # peak memory of matching in memory, for each row of both tables
 
 def free_memory() -> int: # bytes
     "Memory that is free now, where the system tells; else a tenth of what it has"
