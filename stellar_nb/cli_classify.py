@@ -98,7 +98,7 @@ def by_position(self:GaiaTable,
                ) -> list[Match]: # one each
     "The nearest rows on the sky, moved to the epochs of the spectra"
     import numpy as np
-    from stellar_nb.data.catalog import join_by_position
+    from stellar_nb.data.crossmatch import join_by_position
     ra,dec,epoch = np.array([place(o.spectrum) for o in items]).reshape(-1, 3).T
     found = join_by_position(ra, dec, self.sky, self.radius, epoch)
     lost = np.where(np.isfinite(ra) & np.isfinite(dec), 'no_gaia_match', 'no_gaia_match,no_position')
@@ -112,7 +112,7 @@ def by_id(self:GaiaTable,
          ) -> list[Match]: # one each
     "The rows whose identifier is one of the names of the spectra"
     import pandas as pd
-    from stellar_nb.data.catalog import join_by_id
+    from stellar_nb.data.crossmatch import join_by_id
     keys = pd.DataFrame([(i, k) for i,o in enumerate(items) for k in names_of(o)], columns=['star', 'key'])
     found = keys.assign(row=join_by_id(keys, self.ids, 'key', self.by)).query('row >= 0').drop_duplicates('star').set_index('star').row
     return [Match(int(found[i])) if i in found else Match(flags='no_gaia_match') for i in range(len(items))]

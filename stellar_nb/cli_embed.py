@@ -182,7 +182,7 @@ Curves._by_table = _by_table
 # %% ../nbs/91e_cli_embed.ipynb #d3c2d41e
 def _on_sky(self, items): # the nearest within the radius
     import numpy as np, pandas as pd
-    from stellar_nb.data.catalog import join_by_position
+    from stellar_nb.data.crossmatch import join_by_position
     rows = [i for i,o in enumerate(self.seen) if o.features is not None and all(map(math.isfinite, o.place))]
     if not rows: return [Found() for _ in items]
     at = np.array([place(o.spectrum)[:2] for o in items]).reshape(-1, 2)

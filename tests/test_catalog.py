@@ -1,4 +1,4 @@
-"""Types, targets, folds, joins and spectral types; the metrics of classification."""
+"""Types, targets, folds and spectral types; the metrics of classification."""
 import json
 
 import numpy as np
@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from stellar_nb.core import BadInput, data_dir
+from stellar_nb.core import data_dir
 from stellar_nb.data import catalog as cat
 from stellar_nb.eval import classes as ec
 
@@ -71,42 +71,6 @@ def test_folds(seed):
     assert (counts[:, rare] <= 1).all()
     assert not any(len(cat.leaks(star[a], star[b])) for a, b in folds)
     assert np.array_equal(np.sort(np.concatenate([b for _, b in folds])), np.arange(len(star)))
-
-
-def test_join_by_id_keeps_digits():
-    ids = [3_045_678_901_234_567_890, 3_045_678_901_234_567_891]
-    right = pd.DataFrame(dict(source_id=ids))
-    for left in (pd.Series(ids), pd.Series(map(str, ids)), pd.Series([f'Gaia DR3 {o}' for o in ids])):
-        assert cat.join_by_id(pd.DataFrame(dict(g=left)), right, 'g', 'source_id').tolist() == [0, 1]
-    with pytest.raises(BadInput, match='floating-point'): cat.join_by_id(pd.DataFrame(dict(g=np.array(ids, float))), right, 'g', 'source_id')
-
-
-def test_join_by_id_in_other_words():
-    right = pd.DataFrame(dict(source_id=[11, 12, 13]))
-    left = pd.DataFrame(dict(g=['Gaia EDR3 11', 'gaia dr2 12', ' 13', 'HD 13', None]))
-    assert cat.join_by_id(left, right, 'g', 'source_id').tolist() == [0, 1, 2, -1, -1]
-    assert cat.join_by_id(right.astype(str), pd.DataFrame(dict(n=[12., np.nan])), 'source_id', 'n').tolist() == [-1, 0, -1]
-    with pytest.raises(BadInput, match='^n: 1.5 is no identifier'): cat.join_by_id(left, pd.DataFrame(dict(n=[1., 1.5])), 'g', 'n')
-
-
-def test_join_by_position_as_brute_force():
-    "The nearest of all pairs, across the pole and the origin of right ascension too"
-    rng = np.random.default_rng(0)
-    n, m = 300, 200
-    t = pd.DataFrame(dict(ra=rng.uniform(-.002, .002, n) % 360, dec=rng.uniform(-.002, .002, n), pmra=rng.normal(0, 300, n), pmdec=rng.normal(0, 300, n)))
-    t = pd.concat([t, pd.DataFrame(dict(ra=rng.uniform(0, 360, 50), dec=90-rng.uniform(0, .002, 50)))], ignore_index=True)
-    ra, dec = rng.uniform(-.002, .002, m) % 360, rng.uniform(-.002, .002, m)
-    ra, dec = np.r_[ra, rng.uniform(0, 360, 20)], np.r_[dec, 90-rng.uniform(0, .002, 20)]
-    year = rng.uniform(2011, 2020, m+20)
-    out = cat.join_by_position(ra, dec, t, 2., year)
-    vec = lambda a, d: np.stack([np.cos(np.radians(a))*np.cos(np.radians(d)), np.sin(np.radians(a))*np.cos(np.radians(d)), np.sin(np.radians(d))], -1)
-    for i in range(m+20):
-        dt, pm = year[i]-2016, t[['pmra', 'pmdec']].fillna(0).to_numpy()/3.6e6
-        at = vec(t.ra+pm[:, 0]*dt/np.cos(np.radians(t.dec)), t.dec+pm[:, 1]*dt)
-        sep = 2*np.degrees(np.arcsin(np.linalg.norm(at-vec(ra[i], dec[i]), axis=1)/2))*3600
-        assert out.row[i] == (sep.argmin() if sep.min() <= 2 else -1)
-        assert out.ambiguous[i] == ((sep <= 2).sum() > 1)
-        if out.row[i] >= 0: assert abs(out.separation[i]-sep.min()) < 1e-4
 
 
 @pytest.mark.skipif(data_dir('miles', 'miles_labels.csv') is None, reason='MILES is not at hand (data/miles)')

@@ -27,7 +27,8 @@ from torch import Tensor
 from .. import __version__
 from ..classifier import ClassModel, has_gaia, logits, to_probabilities
 from ..core import *
-from ..data.catalog import Vocabulary, join_by_id, parse_sptype, stratified_folds
+from ..data.catalog import Vocabulary, parse_sptype, stratified_folds
+from ..data.crossmatch import join_by_id
 from ..data.gaia import GAIA_COLUMNS, GaiaInput, miles_gaia, to_mag
 from ..data.spectra import air_to_vacuum
 from ..eval.metrics import bootstrap
