@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..core import *
 from .callbacks import *
+from .distributed import in_parallel, rank
 
 # %% ../../nbs/70_train.learner.ipynb #d2af2e24
 class Fresh:
@@ -148,7 +149,7 @@ def train_cosine(learn:Learner, # from `make_learner`
     cbs = [ParamScheduler({'lr': WarmCosine(lr, floor, warm)})]
     if checkpoint:
         if Path(checkpoint).exists(): done = load_checkpoint(learn, checkpoint, facts)
-        cbs.append(Checkpoint(checkpoint, facts))
-    with learn.removed_cbs(learn.cbs.filter(lambda o: isinstance(o, ProgressCallback))), learn.no_logging():
+        if not rank(): cbs.append(Checkpoint(checkpoint, facts))
+    with learn.removed_cbs(learn.cbs.filter(lambda o: isinstance(o, ProgressCallback))), learn.no_logging(), in_parallel(learn):
         if done < epochs: learn.fit(epochs, lr=lr, cbs=cbs, start_epoch=done)
     return learn.training_log.table()

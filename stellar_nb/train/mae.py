@@ -65,7 +65,9 @@ class FieldNet(nn.Module):
                 *images:Tensor, # (b, channel, y, x), one for each name
                ) -> tuple: # the fields of `Guided`
         named = dict(zip(self.names, images))
-        return tuple(self.net(cubes, named, in_order(present, self.names, self.net.config.modalities), good))
+        out = self.net(cubes, named, in_order(present, self.names, self.net.config.modalities), good)
+        some = lambda o,like: torch.ones_like(like, dtype=torch.bool) if o is None else o # the same fields, whether or not a batch has bad pixels
+        return tuple(out._replace(counts=some(out.counts, out.masked), weight=some(out.weight, out.target)))
 
 # %% ../../nbs/74_train.mae.ipynb #7bcc13ab
 def in_order(present:Tensor, # (b, M) bool
