@@ -6,7 +6,7 @@
 __all__ = ['RULES', 'world', 'rank', 'processes', 'my_rows', 'gather', 'by_rows', 'WholeBatch', 'Parallel', 'whole', 'InStep',
            'in_parallel']
 
-# %% ../../nbs/73_train.distributed.ipynb #30df89f2
+# %% ../../nbs/73_train.distributed.ipynb #66fcaf90
 import contextlib, copy, os, warnings, zlib
 from typing import Callable, Iterator
 
@@ -14,6 +14,7 @@ import torch, torch.distributed as dist
 import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.learner import Learner
+from fastcore.basics import patch
 from fastcore.test import *
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -73,14 +74,17 @@ def _exchange(x, sizes): # (rows, …) of all processes, one below the other
     dist.all_gather(parts, flat)
     return torch.cat([o.view(x.dtype)[:n] for o,n in zip(parts, sizes)])
 
-# %% ../../nbs/73_train.distributed.ipynb #b75e24a7
+# %% ../../nbs/73_train.distributed.ipynb #8ac3339a
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, sizes, *parts):
-        ctx.mine = slice(sum(sizes[:rank()]), sum(sizes[:rank()+1]))
+    def forward(ctx, sizes, notes, *parts):
+        ctx.set_materialize_grads(False)
+        ctx.mine,ctx.notes,ctx.empty = slice(sum(sizes[:rank()]), sum(sizes[:rank()+1])),notes,[torch.zeros_like(o) for o in parts]
         return tuple(_exchange(o, sizes) for o in parts)
     @staticmethod
-    def backward(ctx, *grads): return None, *(g[ctx.mine]*world() for g in grads)
+    def backward(ctx, *grads):
+        ctx.notes['read'] = [g is not None for g in grads]
+        return None, None, *(e if g is None else g[ctx.mine]*world() for g,e in zip(grads, ctx.empty))
 
 # %% ../../nbs/73_train.distributed.ipynb #bf9d4ca6
 def _shapes(parts): # shapes of the outputs in all processes; RuntimeError where they do not match
@@ -99,9 +103,10 @@ def _fill(parts): # the same outputs, as wide as the widest of any process
         out.append(F.pad(o, [k for n in reversed(pad) for k in (0, n)]) if any(pad) else o)
     return out
 
-# %% ../../nbs/73_train.distributed.ipynb #3a3cf3ab
+# %% ../../nbs/73_train.distributed.ipynb #9a688cc8
 def gather(out, # tensors with the rows of this process, in any nest of tuples, lists and dictionaries
            total:int, # rows of the whole batch
+           notes:dict|None=None, # gets `roots`, the nodes behind the outputs, and in the backward pass `read`, which of them the loss has read
           ): # the same nest with all rows, in their order
     "All rows in all processes, with the right gradient; RuntimeError for an output that has no row for each star"
     leaves,tree = tree_flatten(out)
@@ -111,19 +116,21 @@ def gather(out, # tensors with the rows of this process, in any nest of tuples, 
     parts = [o if real else o[:0] for o in _fill(parts)]
     sizes = [(k + 1)*total//world() - k*total//world() for k in range(world())]
     floats = [i for i,o in enumerate(parts) if o.is_floating_point()]
-    done = dict(zip(floats, _Gather.apply(sizes, *(parts[i] for i in floats)))) | {i: _exchange(o, sizes) for i,o in enumerate(parts) if i not in floats}
+    (notes := {} if notes is None else notes).update(roots=[parts[i].grad_fn for i in floats])
+    done = dict(zip(floats, _Gather.apply(sizes, notes, *(parts[i] for i in floats)))) | {i: _exchange(o, sizes) for i,o in enumerate(parts) if i not in floats}
     whole = iter(done[i] for i in range(len(parts)))
     return tree_unflatten([next(whole) if isinstance(o, Tensor) else o for o in leaves], tree)
 
-# %% ../../nbs/73_train.distributed.ipynb #dd1f13ae
+# %% ../../nbs/73_train.distributed.ipynb #19d59939
 def by_rows(f:Callable, # what is done to each star by itself
             *args, # of the whole batch; tensors as long as the first one are divided, the others passed on
+            notes:dict|None=None, # see `gather`
            ): # what `f` returns for the whole batch
     "Share the work on a batch; in a single process this is `f(*args)`"
     if world() == 1: return f(*args)
     total = next(len(o) for o in args if isinstance(o, Tensor) and o.ndim)
     rows,_ = my_rows(total)
-    return gather(f(*(o[rows] if isinstance(o, Tensor) and o.ndim and len(o) == total else o for o in args)), total)
+    return gather(f(*(o[rows] if isinstance(o, Tensor) and o.ndim and len(o) == total else o for o in args)), total, notes)
 
 # %% ../../nbs/73_train.distributed.ipynb #388c7491
 class WholeBatch(TorchFunctionMode):
@@ -202,7 +209,7 @@ RULES = {torch.rand: _draw, torch.randn: _draw, torch.rand_like: _draw_like, tor
 RULES |= {f: _own for f in (torch.bernoulli, torch.multinomial, torch.normal, torch.randint, torch.randperm, torch.poisson, Tensor.bernoulli_, Tensor.uniform_, Tensor.normal_, Tensor.exponential_, Tensor.random_,
                             F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.multi_head_attention_forward)} # drawn by each process for itself
 
-# %% ../../nbs/73_train.distributed.ipynb #f2f44a1d
+# %% ../../nbs/73_train.distributed.ipynb #a58e2ee6
 def _divide(net, device): # weights of each block are gathered when it computes
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -213,10 +220,11 @@ def _divide(net, device): # weights of each block are gathered when it computes
     return fully_shard(net, mesh=mesh)
 
 def _copies(net, device): # weights are whole everywhere
-    with warnings.catch_warnings(action='ignore', category=FutureWarning): # the newer name of `broadcast_buffers` is not in older versions
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning) # the newer name of `broadcast_buffers` is not in older versions
         return DistributedDataParallel(net, [device] if device.type == 'cuda' else None, process_group=dist.new_group(), broadcast_buffers=False, find_unused_parameters=True)
 
-# %% ../../nbs/73_train.distributed.ipynb #d9bf93b7
+# %% ../../nbs/73_train.distributed.ipynb #8145be59
 class Parallel(nn.Module):
     "A network that several processes compute together: the whole batch goes in, that of all processes comes out"
     def __init__(self,
@@ -224,14 +232,14 @@ class Parallel(nn.Module):
                  shard:bool|None=False, # divide the weights among the processes; None: a copy that is not trained
                 ):
         super().__init__()
-        self.net,self.shard,self.passes = net,shard,0
+        self.net,self.shard,self.passes,self.notes = net,shard,0,{}
         device = next(net.parameters()).device
         self.runner = [net if shard is None else _divide(net, device) if shard else _copies(net, device)] # in a list, so that it is no part of the state
 
     def forward(self, *xb):
         total = next(len(o) for o in xb if isinstance(o, Tensor))
         self.passes += self.training
-        with WholeBatch(total, self.passes): return by_rows(self.runner[0], *xb)
+        with WholeBatch(total, self.passes): return by_rows(self.runner[0], *xb, notes=self.notes)
 
     def state_dict(self, *args, **kw): return {k: whole(v) for k,v in self.net.state_dict(*args, **kw).items()}
     def load_state_dict(self, *args, **kw): return self.net.load_state_dict(*args, **kw)
@@ -245,17 +253,38 @@ def whole(x:Tensor, # of the state of a network or an optimizer
     "Gather a divided tensor; all processes must ask"
     return x.full_tensor() if hasattr(x, 'full_tensor') else x
 
-# %% ../../nbs/73_train.distributed.ipynb #a754de26
+# %% ../../nbs/73_train.distributed.ipynb #6b9691dc
+def _reached(roots): # numbers of the weights behind these nodes of the graph
+    todo,seen,found = [o for o in roots if o is not None],set(),set()
+    while todo:
+        if (node := todo.pop()) in seen: continue
+        seen.add(node)
+        if hasattr(node, 'variable'): found.add(id(node.variable))
+        todo += [o for o,_ in node.next_functions if o is not None]
+    return found
+
+# %% ../../nbs/73_train.distributed.ipynb #f60895e3
+@patch
+def forget(self:Parallel):
+    "After the backward pass: no gradient for weights that the loss does not depend on, in any process"
+    roots,read = (self.notes.pop(k, ()) for k in ('roots', 'read'))
+    if all(read): return
+    found,weights = _reached(o for o,r in zip(roots, read) if r),[p for p in self.net.parameters() if p.requires_grad]
+    dist.all_reduce(flags := torch.tensor([id(p) in found for p in weights], dtype=torch.int32))
+    for p,f in zip(weights, flags.tolist()): p.grad = p.grad if f else None
+
+# %% ../../nbs/73_train.distributed.ipynb #87f3f119
 class InStep(Callback):
-    "RuntimeError at the end of the first epoch after which the processes do not agree"
+    "Clears gradients that a single process would not have; RuntimeError at the end of the first epoch after which the processes do not agree"
     order = 70
+    def after_backward(self): self.learn.model.forget()
     def after_epoch(self):
         told = torch.tensor([zlib.crc32(torch.get_rng_state().numpy().tobytes()), zlib.crc32(repr(float(self.loss)).encode())])
         dist.all_gather(every := [torch.empty_like(told) for _ in range(world())], told)
         for what,o in zip(('random numbers', 'losses'), torch.stack(every).T):
             if len(o.unique()) > 1: raise RuntimeError(f'after epoch {self.epoch} the {what} of the processes differ')
 
-# %% ../../nbs/73_train.distributed.ipynb #e2d77769
+# %% ../../nbs/73_train.distributed.ipynb #333260b8
 @contextlib.contextmanager
 def in_parallel(learn:Learner, # before training
                 shard:bool|None=None, # divide the weights; None = if `accelerate launch --use_fsdp` says so
