@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..core import *
 
-# %% ../../nbs/73_train.distributed.ipynb #87980e17
+# %% ../../nbs/73_train.distributed.ipynb #bf2fc97b
 def world() -> int: # 1 outside `processes()`
     "How many processes train together"
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -32,7 +32,7 @@ def rank() -> int: # 0 outside `processes()`
     "The number of this process"
     return dist.get_rank() if world() > 1 else 0
 
-# %% ../../nbs/73_train.distributed.ipynb #c135891c
+# %% ../../nbs/73_train.distributed.ipynb #84706ab1
 def _join(): # meet the others; returns the store of short messages
     cuda,local = torch.cuda.is_available(),int(os.environ.get('LOCAL_RANK', 0))
     if cuda and local >= torch.cuda.device_count(): raise BadInput('processes', f'number {local} of this host finds {torch.cuda.device_count()} graphics cards; start as many processes as there are cards')
@@ -45,7 +45,7 @@ def _first(store): # is this the first process that fails?
     try: return store.add('failed', 1) == 1
     except RuntimeError: return False # the process that kept the store is gone
 
-# %% ../../nbs/73_train.distributed.ipynb #fdb870d5
+# %% ../../nbs/73_train.distributed.ipynb #14a44aaa
 @contextlib.contextmanager
 def processes() -> Iterator[int]: # the number of this process; keeps its meaning after the block
     "Within: the processes that a launcher started train together, once; behind it each is alone. An error in one ends all, and only the first one says why"
@@ -58,14 +58,14 @@ def processes() -> Iterator[int]: # the number of this process; keeps its meanin
         raise SystemExit(1) from None
     finally: dist.destroy_process_group()
 
-# %% ../../nbs/73_train.distributed.ipynb #a198d3de
+# %% ../../nbs/73_train.distributed.ipynb #4a21077d
 def my_rows(total:int, # rows of the whole batch
            ) -> tuple[slice,bool]: # rows of this process; False: they are only a stand-in, for there are too few
     "The share of this process; the parts differ by one row at most"
     a,b = (k*total//world() for k in (rank(), rank() + 1))
     return (slice(a, b), True) if b > a else (slice(0, 1), False)
 
-# %% ../../nbs/73_train.distributed.ipynb #22a8e4a6
+# %% ../../nbs/73_train.distributed.ipynb #3e9f2dde
 def _exchange(x, sizes): # (rows, …) of all processes, one below the other
     full = x.new_zeros(max(sizes), *x.shape[1:])
     full[:len(x)] = x
@@ -74,7 +74,7 @@ def _exchange(x, sizes): # (rows, …) of all processes, one below the other
     dist.all_gather(parts, flat)
     return torch.cat([o.view(x.dtype)[:n] for o,n in zip(parts, sizes)])
 
-# %% ../../nbs/73_train.distributed.ipynb #8ac3339a
+# %% ../../nbs/73_train.distributed.ipynb #c33ebbba
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, sizes, notes, *parts):
@@ -86,7 +86,7 @@ class _Gather(torch.autograd.Function):
         ctx.notes['read'] = [g is not None for g in grads]
         return None, None, *(e if g is None else g[ctx.mine]*world() for g,e in zip(grads, ctx.empty))
 
-# %% ../../nbs/73_train.distributed.ipynb #bf9d4ca6
+# %% ../../nbs/73_train.distributed.ipynb #f2211503
 def _shapes(parts): # shapes of the outputs in all processes; RuntimeError where they do not match
     mine = [n for o in parts for n in (o.ndim, *o.shape[1:])]
     told = torch.tensor([len(mine), *mine] + [0]*(127 - len(mine)))
@@ -94,7 +94,7 @@ def _shapes(parts): # shapes of the outputs in all processes; RuntimeError where
     if len({int(o[0]) for o in every}) > 1: raise RuntimeError('the network returned different things in different processes')
     return torch.stack(every).max(0).values.tolist()[1:]
 
-# %% ../../nbs/73_train.distributed.ipynb #995fbb35
+# %% ../../nbs/73_train.distributed.ipynb #7d00bf52
 def _fill(parts): # the same outputs, as wide as the widest of any process
     widest,out = iter(_shapes(parts)),[]
     for o in parts:
@@ -103,10 +103,10 @@ def _fill(parts): # the same outputs, as wide as the widest of any process
         out.append(F.pad(o, [k for n in reversed(pad) for k in (0, n)]) if any(pad) else o)
     return out
 
-# %% ../../nbs/73_train.distributed.ipynb #9a688cc8
+# %% ../../nbs/73_train.distributed.ipynb #ceb4dafe
 def gather(out, # tensors with the rows of this process, in any nest of tuples, lists and dictionaries
            total:int, # rows of the whole batch
-           notes:dict|None=None, # gets `roots`, the nodes behind the outputs, and in the backward pass `read`, which of them the loss has read
+           notes:dict|None=None, # gets `read` in the backward pass: which of the outputs that are no integers the loss has read
           ): # the same nest with all rows, in their order
     "All rows in all processes, with the right gradient; RuntimeError for an output that has no row for each star"
     leaves,tree = tree_flatten(out)
@@ -116,12 +116,11 @@ def gather(out, # tensors with the rows of this process, in any nest of tuples, 
     parts = [o if real else o[:0] for o in _fill(parts)]
     sizes = [(k + 1)*total//world() - k*total//world() for k in range(world())]
     floats = [i for i,o in enumerate(parts) if o.is_floating_point()]
-    (notes := {} if notes is None else notes).update(roots=[parts[i].grad_fn for i in floats])
-    done = dict(zip(floats, _Gather.apply(sizes, notes, *(parts[i] for i in floats)))) | {i: _exchange(o, sizes) for i,o in enumerate(parts) if i not in floats}
+    done = dict(zip(floats, _Gather.apply(sizes, {} if notes is None else notes, *(parts[i] for i in floats)))) | {i: _exchange(o, sizes) for i,o in enumerate(parts) if i not in floats}
     whole = iter(done[i] for i in range(len(parts)))
     return tree_unflatten([next(whole) if isinstance(o, Tensor) else o for o in leaves], tree)
 
-# %% ../../nbs/73_train.distributed.ipynb #19d59939
+# %% ../../nbs/73_train.distributed.ipynb #add3eb23
 def by_rows(f:Callable, # what is done to each star by itself
             *args, # of the whole batch; tensors as long as the first one are divided, the others passed on
             notes:dict|None=None, # see `gather`
@@ -132,7 +131,7 @@ def by_rows(f:Callable, # what is done to each star by itself
     rows,_ = my_rows(total)
     return gather(f(*(o[rows] if isinstance(o, Tensor) and o.ndim and len(o) == total else o for o in args)), total, notes)
 
-# %% ../../nbs/73_train.distributed.ipynb #388c7491
+# %% ../../nbs/73_train.distributed.ipynb #084c0ef6
 class WholeBatch(TorchFunctionMode):
     "In this block a process computes its rows of a batch that others compute too"
     def __init__(self,
@@ -147,7 +146,7 @@ class WholeBatch(TorchFunctionMode):
         rule = RULES.get(f)
         return rule(self, f, *args, **(kwargs or {})) if rule else f(*args, **(kwargs or {}))
 
-# %% ../../nbs/73_train.distributed.ipynb #fa4decfe
+# %% ../../nbs/73_train.distributed.ipynb #3b57948b
 def _own(mode, f, *args, **kw): # a draw from the stream of this process
     mode.seed[1] += 1
     state = zlib.crc32(torch.get_rng_state().numpy().tobytes())
@@ -159,7 +158,7 @@ def _own(mode, f, *args, **kw): # a draw from the stream of this process
 def _attend(mode, f, *args, dropout_p=0., **kw): # fused attention
     return _own(mode, f, *args, dropout_p=dropout_p, **kw) if dropout_p else f(*args, **kw)
 
-# %% ../../nbs/73_train.distributed.ipynb #ec3bb6ee
+# %% ../../nbs/73_train.distributed.ipynb #30514115
 def _draw(mode, f, *size, **kw): # rand, randn
     shape = tuple(size[0]) if size and not isinstance(size[0], int) else size
     if not shape or shape[0] != mode.stars: return f(*size, **kw) if kw.get('generator') else _own(mode, f, *size, **kw)
@@ -169,13 +168,13 @@ def _draw_like(mode, f, x, **kw): # rand_like, randn_like
     if not x.ndim or len(x) != mode.stars: return _own(mode, f, x, **kw)
     return f(x.new_empty(mode.total, *x.shape[1:]), **kw)[mode.rows]
 
-# %% ../../nbs/73_train.distributed.ipynb #16e6cfbf
+# %% ../../nbs/73_train.distributed.ipynb #7c5ac644
 def _drop(mode, f, x, p=.5, training=True, inplace=False): # dropout
     if not training or not p: return x
     if len(x) != mode.stars: return _own(mode, f, x, p)
     return x*f(torch.ones_like(x[:1]).expand(mode.total, *x.shape[1:]).contiguous(), p)[mode.rows]
 
-# %% ../../nbs/73_train.distributed.ipynb #0086c3b3
+# %% ../../nbs/73_train.distributed.ipynb #8aa57c8f
 class _Sum(torch.autograd.Function): # over all processes, forwards and backwards
     @staticmethod
     def forward(ctx, x):
@@ -186,7 +185,7 @@ class _Sum(torch.autograd.Function): # over all processes, forwards and backward
         dist.all_reduce(out := g.clone())
         return out
 
-# %% ../../nbs/73_train.distributed.ipynb #210d4582
+# %% ../../nbs/73_train.distributed.ipynb #65bea098
 def _norm(mode, f, x, mean=None, var=None, weight=None, bias=None, training=False, momentum=.1, eps=1e-5): # batch normalisation
     if not training: return f(x, mean, var, weight, bias, training, momentum, eps)
     dims,wide = (0, *range(2, x.ndim)),lambda o: o.view(1, -1, *[1]*(x.ndim - 2))
@@ -204,12 +203,12 @@ def _norm(mode, f, x, mean=None, var=None, weight=None, bias=None, training=Fals
 def _follow(kept, new, momentum): # running statistics
     if kept is not None: kept.lerp_(new.to(kept.dtype), momentum)
 
-# %% ../../nbs/73_train.distributed.ipynb #b4022476
+# %% ../../nbs/73_train.distributed.ipynb #d1ae918b
 RULES = {torch.rand: _draw, torch.randn: _draw, torch.rand_like: _draw_like, torch.randn_like: _draw_like, F.dropout: _drop, F.batch_norm: _norm, F.scaled_dot_product_attention: _attend}
 RULES |= {f: _own for f in (torch.bernoulli, torch.multinomial, torch.normal, torch.randint, torch.randperm, torch.poisson, Tensor.bernoulli_, Tensor.uniform_, Tensor.normal_, Tensor.exponential_, Tensor.random_,
                             F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.multi_head_attention_forward)} # drawn by each process for itself
 
-# %% ../../nbs/73_train.distributed.ipynb #a58e2ee6
+# %% ../../nbs/73_train.distributed.ipynb #65795e9b
 def _divide(net, device): # weights of each block are gathered when it computes
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -219,12 +218,21 @@ def _divide(net, device): # weights of each block are gathered when it computes
         for b in blocks: fully_shard(b, mesh=mesh)
     return fully_shard(net, mesh=mesh)
 
+class _Noted(nn.Module): # notes the nodes of the graph behind the outputs, before DDP ties them together
+    def __init__(self, net, notes):
+        super().__init__()
+        self.net,self.notes = net,notes
+    def forward(self, *xb):
+        out = self.net(*xb)
+        self.notes['roots'] = [o.grad_fn for o in tree_flatten(out)[0] if isinstance(o, Tensor) and o.is_floating_point()]
+        return out
+
 def _copies(net, device): # weights are whole everywhere
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', FutureWarning) # the newer name of `broadcast_buffers` is not in older versions
         return DistributedDataParallel(net, [device] if device.type == 'cuda' else None, process_group=dist.new_group(), broadcast_buffers=False, find_unused_parameters=True)
 
-# %% ../../nbs/73_train.distributed.ipynb #8145be59
+# %% ../../nbs/73_train.distributed.ipynb #4709b43c
 class Parallel(nn.Module):
     "A network that several processes compute together: the whole batch goes in, that of all processes comes out"
     def __init__(self,
@@ -234,7 +242,7 @@ class Parallel(nn.Module):
         super().__init__()
         self.net,self.shard,self.passes,self.notes = net,shard,0,{}
         device = next(net.parameters()).device
-        self.runner = [net if shard is None else _divide(net, device) if shard else _copies(net, device)] # in a list, so that it is no part of the state
+        self.runner = [net if shard is None else _divide(net, device) if shard else _copies(_Noted(net, self.notes), device)] # in a list, so that it is no part of the state
 
     def forward(self, *xb):
         total = next(len(o) for o in xb if isinstance(o, Tensor))
@@ -247,13 +255,13 @@ class Parallel(nn.Module):
         if self.shard: raise BadInput('a sharded network', 'cannot be copied, so MoCo does not train it')
         return Parallel(copy.deepcopy(self.net, memo), None)
 
-# %% ../../nbs/73_train.distributed.ipynb #34698815
+# %% ../../nbs/73_train.distributed.ipynb #14d32261
 def whole(x:Tensor, # of the state of a network or an optimizer
          ) -> Tensor: # the same where it is not divided
     "Gather a divided tensor; all processes must ask"
     return x.full_tensor() if hasattr(x, 'full_tensor') else x
 
-# %% ../../nbs/73_train.distributed.ipynb #6b9691dc
+# %% ../../nbs/73_train.distributed.ipynb #4768d0aa
 def _reached(roots): # numbers of the weights behind these nodes of the graph
     todo,seen,found = [o for o in roots if o is not None],set(),set()
     while todo:
@@ -263,17 +271,17 @@ def _reached(roots): # numbers of the weights behind these nodes of the graph
         todo += [o for o,_ in node.next_functions if o is not None]
     return found
 
-# %% ../../nbs/73_train.distributed.ipynb #f60895e3
+# %% ../../nbs/73_train.distributed.ipynb #a85668e2
 @patch
 def forget(self:Parallel):
     "After the backward pass: no gradient for weights that the loss does not depend on, in any process"
     roots,read = (self.notes.pop(k, ()) for k in ('roots', 'read'))
-    if all(read): return
+    if self.shard or all(read): return
     found,weights = _reached(o for o,r in zip(roots, read) if r),[p for p in self.net.parameters() if p.requires_grad]
     dist.all_reduce(flags := torch.tensor([id(p) in found for p in weights], dtype=torch.int32))
     for p,f in zip(weights, flags.tolist()): p.grad = p.grad if f else None
 
-# %% ../../nbs/73_train.distributed.ipynb #87f3f119
+# %% ../../nbs/73_train.distributed.ipynb #a5f5a5ba
 class InStep(Callback):
     "Clears gradients that a single process would not have; RuntimeError at the end of the first epoch after which the processes do not agree"
     order = 70
@@ -284,7 +292,7 @@ class InStep(Callback):
         for what,o in zip(('random numbers', 'losses'), torch.stack(every).T):
             if len(o.unique()) > 1: raise RuntimeError(f'after epoch {self.epoch} the {what} of the processes differ')
 
-# %% ../../nbs/73_train.distributed.ipynb #333260b8
+# %% ../../nbs/73_train.distributed.ipynb #96b3d807
 @contextlib.contextmanager
 def in_parallel(learn:Learner, # before training
                 shard:bool|None=None, # divide the weights; None = if `accelerate launch --use_fsdp` says so
