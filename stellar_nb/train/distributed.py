@@ -281,27 +281,38 @@ def forget(self:Parallel):
     dist.all_reduce(flags := torch.tensor([id(p) in found for p in weights], dtype=torch.int32))
     for p,f in zip(weights, flags.tolist()): p.grad = p.grad if f else None
 
-# %% ../../nbs/73_train.distributed.ipynb #a5f5a5ba
+# %% ../../nbs/73_train.distributed.ipynb #383b6bef
+def _agree(after:str, **told:float): # RuntimeError if the processes say different things
+    mine = torch.tensor([zlib.crc32(o if isinstance(o, bytes) else repr(o).encode()) for o in told.values()])
+    dist.all_gather(every := [torch.empty_like(mine) for _ in range(world())], mine)
+    for what,o in zip(told, torch.stack(every).T):
+        if len(o.unique()) > 1: raise RuntimeError(f'{after}, the {what} of the processes differ')
+
+# %% ../../nbs/73_train.distributed.ipynb #5571bb06
 class InStep(Callback):
     "Clears gradients that a single process would not have; RuntimeError at the end of the first epoch after which the processes do not agree"
     order = 70
+    def before_fit(self): _agree('at the start: does every host see the same folder?', checkpoints=len(self.learn.training_log.history))
     def after_backward(self): self.learn.model.forget()
-    def after_epoch(self):
-        told = torch.tensor([zlib.crc32(torch.get_rng_state().numpy().tobytes()), zlib.crc32(repr(float(self.loss)).encode())])
-        dist.all_gather(every := [torch.empty_like(told) for _ in range(world())], told)
-        for what,o in zip(('random numbers', 'losses'), torch.stack(every).T):
-            if len(o.unique()) > 1: raise RuntimeError(f'after epoch {self.epoch} the {what} of the processes differ')
+    def after_epoch(self): _agree(f'after epoch {self.epoch}', randomness=torch.get_rng_state().numpy().tobytes(), losses=float(self.loss))
 
-# %% ../../nbs/73_train.distributed.ipynb #96b3d807
+# %% ../../nbs/73_train.distributed.ipynb #c4e8a4a2
+def _can_divide(net, checkpoint): # BadInput if not
+    if checkpoint: raise BadInput(checkpoint, 'a training with divided weights cannot write checkpoints')
+    if getattr(net, 'branches', False): raise BadInput(type(net).__name__, 'has parts that a process may leave out, so its weights cannot be divided')
+
+# %% ../../nbs/73_train.distributed.ipynb #ff76a268
 @contextlib.contextmanager
 def in_parallel(learn:Learner, # before training
+                checkpoint=None, # file that the training writes, if it does
                 shard:bool|None=None, # divide the weights; None = if `accelerate launch --use_fsdp` says so
                ) -> Iterator[Learner]: # itself
-    "Within: the learner's network is computed by all processes. Nothing happens where there is one"
+    "Within: the learner's network is computed by all processes. Nothing happens where there is one. BadInput if its weights cannot be divided"
     if world() == 1: yield learn; return
     net = learn.model.to(learn.dls.device)
     shard = os.environ.get('ACCELERATE_USE_FSDP', '').lower() == 'true' if shard is None else shard
-    learn.model,learn.opt = Parallel(copy.deepcopy(net) if shard else net, shard),None
+    if shard: _can_divide(net, checkpoint); learn.opt = None
+    learn.model = Parallel(copy.deepcopy(net) if shard else net, shard)
     try:
         with learn.added_cbs(InStep()): yield learn
         if shard: net.load_state_dict(learn.model.state_dict())

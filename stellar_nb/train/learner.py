@@ -150,6 +150,6 @@ def train_cosine(learn:Learner, # from `make_learner`
     if checkpoint:
         if Path(checkpoint).exists(): done = load_checkpoint(learn, checkpoint, facts)
         if not rank(): cbs.append(Checkpoint(checkpoint, facts))
-    with learn.removed_cbs(learn.cbs.filter(lambda o: isinstance(o, ProgressCallback))), learn.no_logging(), in_parallel(learn):
+    with learn.removed_cbs(learn.cbs.filter(lambda o: isinstance(o, ProgressCallback))), learn.no_logging(), in_parallel(learn, checkpoint):
         if done < epochs: learn.fit(epochs, lr=lr, cbs=cbs, start_epoch=done)
     return learn.training_log.table()

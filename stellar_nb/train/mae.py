@@ -51,6 +51,7 @@ def field_batches(fields:Fields, # to draw from
 # %% ../../nbs/74_train.mae.ipynb #c043df6b
 class FieldNet(nn.Module):
     "A `GuidedMAE` that takes its images in order"
+    branches = True # what belongs to an image is left out where no field has it
     def __init__(self,
                  net:GuidedMAE, # the network
                  names:tuple[str,...], # of the images, in the order of the loader
