@@ -135,8 +135,9 @@ def progress(items:Iterable|None=None, # what to go through; None for a bar that
              total:int|None=None, # how many there are, where `len` does not say
              **kwargs, # passed to `tqdm`
             ) -> Iterable: # the same items
-    "A progress bar that appears after two seconds"
-    return tqdm(items, desc=desc, total=total, delay=2, leave=False, disable='IN_TEST' in os.environ, **kwargs)
+    "A progress bar that appears after two seconds, in the first of several processes"
+    hide = 'IN_TEST' in os.environ or os.environ.get('RANK', '0') != '0'
+    return tqdm(items, desc=desc, total=total, delay=2, leave=False, disable=hide, **kwargs)
 
 # %% ../nbs/00_core.ipynb #c141d98d
 class JsonConfig:

@@ -46,7 +46,7 @@ def main(argv:list[str]|None=None): # words of the command line; None = those of
     if o.preset not in recipe.presets: p.error(f'{o.name} has the presets {", ".join(recipe.presets)}, not {o.preset!r}')
     try: folder = make_model(recipe, o.preset, o.out, o.seed, o.workers)
     except BadInput as e: p.exit(2, f'{p.prog}: {e}\n')
-    print(folder/'card.md', (folder/'card.md').read_text().rstrip().splitlines()[-1], sep='\n')
+    if folder: print(folder/'card.md', (folder/'card.md').read_text().rstrip().splitlines()[-1], sep='\n')
 
 # %% ../../nbs/92e_recipes.main.ipynb #056327be
 if __name__ == '__main__': main()

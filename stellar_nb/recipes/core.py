@@ -22,6 +22,7 @@ from torch import Tensor
 from ..core import *
 from ..objectives.quantile import group_margins
 from ..pretrained import LabelModel, save_pretrained
+from ..train.distributed import processes
 from ..train.energy import Energy
 
 # %% ../../nbs/92_recipes.core.ipynb #0c762c27
@@ -146,10 +147,11 @@ def make_model(recipe:Recipe, # what to make
                out:str|Path='models', # folder that will hold the model's folder
                seed:int=42, # of weights and stars
                workers:int=1, # processes that draw stars, where the recipe can use more than one
-              ) -> Path: # the model's folder
+              ) -> Path|None: # the model's folder; None in the other processes of a training on several
     "Train, calibrate, test and save a model with its card and the history of its training"
     start,out,kw = time.perf_counter(),Path(out),dict(workers=workers) if recipe.parallel else {}
-    with Energy() as energy: model,history,training = recipe.train(preset, seed, out, **kw)
+    with processes() as number, Energy() as energy: model,history,training = recipe.train(preset, seed, out, **kw)
+    if number: return # the first process does the rest alone
     p,seconds = recipe.presets[preset],max(time.perf_counter() - start, history.seconds.iloc[-1])
     model = recipe.calibrate(model, p.get('calibrate', 0), **kw) if recipe.calibrate else calibrate(recipe, model, p['calibrate'])
     if recipe.domain: model.domain = recipe.domain(model, p)

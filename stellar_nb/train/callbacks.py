@@ -7,6 +7,7 @@ __all__ = ['add_noise', 'NoiseOnTheFly', 'PreprocessBatch', 'WarmCosine', 'Train
 
 # %% ../../nbs/71_train.callbacks.ipynb #ae0e74a7
 import math, time
+from functools import partial
 from typing import Callable
 
 import numpy as np, pandas as pd, torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ..core import *
 from ..data.preprocess import PreprocessConfig
+from .distributed import by_rows
 
 # %% ../../nbs/71_train.callbacks.ipynb #b1d3ec63
 def add_noise(flux:Tensor, # (star, pixel) noise-free flux, any linear unit
@@ -52,7 +54,7 @@ class PreprocessBatch(Callback):
         rv,rest = (rest[0], rest[1:]) if rest else (flux.new_zeros(len(flux)), ())
         ivar = torch.where(sigma.isfinite() & (sigma > 0), sigma**-2, torch.zeros_like(sigma))
         with torch.autocast(flux.device.type, enabled=False): # the continuum fit needs full precision
-            self.learn.xb = (*self.prep(self.wave.to(flux.device), flux, ivar, rv), *rest)
+            self.learn.xb = (*by_rows(partial(self.prep, self.wave.to(flux.device)), flux, ivar, rv), *rest)
 
 # %% ../../nbs/71_train.callbacks.ipynb #b9c4c30f
 class WarmCosine:

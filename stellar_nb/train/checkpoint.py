@@ -21,6 +21,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..core import *
+from .distributed import Parallel, rank
 
 # %% ../../nbs/71e_train.checkpoint.ipynb #f1208386
 def pack(x, # None, a number, text, an array or tensor, or a dict, list or tuple of such
@@ -167,7 +168,7 @@ def set_rng_state(state:dict, # what `rng_state` returned
     if torch.cuda.is_available() and len(state['cuda']) == torch.cuda.device_count(): torch.cuda.set_rng_state_all([o.cpu() for o in state['cuda']])
 
 # %% ../../nbs/71e_train.checkpoint.ipynb #52668cc1
-def _bare(model): return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+def _bare(model): return model.net if isinstance(model, Parallel) else model
 def _optimizer(learn): return learn.opt.opt # PyTorch's own, inside fastai's wrapper
 
 # %% ../../nbs/71e_train.checkpoint.ipynb #0f43f6b5
@@ -261,7 +262,7 @@ def take_up(self:Checkpoint,
     "Read the file, if it is there, and let the training begin where it stopped; BadInput if it cannot"
     train = learn.dls.train
     if not (hasattr(train, 'epoch') and hasattr(train, 'start')): raise BadInput(self.path, f'a checkpoint needs a loader with `epoch` and `start`, which {type(train).__name__} lacks')
-    for o in leftovers(self.path): o.unlink(missing_ok=True) # of a run that was killed while it wrote
+    for o in [] if rank() else leftovers(self.path): o.unlink(missing_ok=True) # of a run that was killed while it wrote
     self.facts,learn.first = run_facts(learn, self.facts),0
     if not self.path.exists(): return self
     self.state,there = read_state(self.path, learn.dls.device)
@@ -293,6 +294,7 @@ def write(self:Checkpoint,
           batch:int, # the next one in it
          ):
     "Write the file; BadInput if that fails at the start, a warning if it fails later"
+    if rank(): return # the first of several processes writes
     began = time.monotonic()
     try: write_state(self.path, training_state(self.learn, epoch, batch), self.facts)
     except OSError as e: self.failed(e)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ..core import *
 from .callbacks import *
 from .checkpoint import Checkpoint
+from .distributed import in_parallel
 
 # %% ../../nbs/70_train.learner.ipynb #72872779
 class Batches:
@@ -177,5 +178,5 @@ def train_cosine(learn:SteadyLearner, # from `make_learner`
     if half and learn.dls.device.type == 'cuda' and not hasattr(learn, 'mixed_precision'): learn.to_fp16() # document 003, §4.5
     cbs = [ParamScheduler({'lr': WarmCosine(lr, floor, warm)})]
     if checkpoint: cbs.append(Checkpoint(checkpoint, facts, steps).take_up(learn))
-    with learn.removed_cbs(learn.cbs.filter(lambda o: isinstance(o, ProgressCallback))), learn.no_logging(): learn.fit(epochs, lr=lr, cbs=cbs)
+    with learn.removed_cbs(learn.cbs.filter(lambda o: isinstance(o, ProgressCallback))), learn.no_logging(), in_parallel(learn, checkpoint): learn.fit(epochs, lr=lr, cbs=cbs)
     return learn.training_log.table()

@@ -50,6 +50,7 @@ def field_batches(fields:Fields, # to draw from
 # %% ../../nbs/74_train.mae.ipynb #c043df6b
 class FieldNet(nn.Module):
     "A `GuidedMAE` that takes its images in order"
+    branches = True # what belongs to an image is left out where no field has it
     def __init__(self,
                  net:GuidedMAE, # the network
                  names:tuple[str,...], # of the images, in the order of the loader
@@ -64,7 +65,9 @@ class FieldNet(nn.Module):
                 *images:Tensor, # (b, channel, y, x), one for each name
                ) -> tuple: # the fields of `Guided`
         named = dict(zip(self.names, images))
-        return tuple(self.net(cubes, named, in_order(present, self.names, self.net.config.modalities), good))
+        out = self.net(cubes, named, in_order(present, self.names, self.net.config.modalities), good)
+        some = lambda o,like: torch.ones_like(like, dtype=torch.bool) if o is None else o # the same fields, whether or not a batch has bad pixels
+        return tuple(out._replace(counts=some(out.counts, out.masked), weight=some(out.weight, out.target)))
 
 # %% ../../nbs/74_train.mae.ipynb #7bcc13ab
 def in_order(present:Tensor, # (b, M) bool
