@@ -489,7 +489,7 @@ class Report:
     lost:tuple[str,...]=() # parts that could not be made, and why
     told:tuple[str,...]=() # the first failures and changed files, `name: reason'
 
-# %% ../../nbs/25_data.store.ipynb #79b71a52
+# %% ../../nbs/25_data.store.ipynb #85a0f043
 _TOLD = 20 # names in a report
 
 def _tell(report, line):
@@ -504,13 +504,14 @@ def _new_files(folder, paths, root, again, report): # those that are not in, eac
         met.add(name); report.found += 1
         if name in planned: continue
         seen = known.find(name)
-        if seen is not None:
-            report.known += 1; report.known_bad += bool(seen['bad'])
-            if changed := known.changed(seen, name, path):
-                report.changed += 1
-                if not again: _tell(report, f'{name}: changed since it was read')
-            if not (again and (changed or seen['bad'])): continue
-        yield Planned(name, os.path.abspath(path), _size(path), seen is not None)
+        if seen is not None and not (again and (seen['bad'] or known.changed(seen, name, path))): _skip(report, known, seen, name, path)
+        else: yield Planned(name, os.path.abspath(path), _size(path), seen is not None)
+
+def _skip(report, known, seen, name, path):
+    report.known += 1; report.known_bad += bool(seen['bad'])
+    if not known.changed(seen, name, path): return
+    report.changed += 1
+    _tell(report, f'{name}: changed since it was read')
 
 def _size(path):
     try: return os.stat(path).st_size
@@ -687,7 +688,7 @@ def dask_client(workers:int|None=None, # processes on this machine; None = one a
 
 def _cores(): return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
-# %% ../../nbs/25_data.store.ipynb #b17f5342
+# %% ../../nbs/25_data.store.ipynb #0b2997dd
 def _outcome(number, get): # what a task returned, or why it did not
     try: return number, get(), ''
     except (KeyboardInterrupt, SystemExit): raise
@@ -695,21 +696,21 @@ def _outcome(number, get): # what a task returned, or why it did not
 
 def _on_dask(client, folder, numbers): # outcomes, as they come
     from distributed import as_completed
-    waiting,which = as_completed(),{}
+    waiting,which = as_completed(loop=client.loop),{}
     def take(n):
         while waiting.count() > n: f = next(waiting); yield _outcome(which.pop(f.key), f.result)
     for k in numbers:
-        f = client.submit(write_part, str(folder), k, key=f'part-{k:05d}-{os.urandom(8).hex()}', retries=2, pure=False)
+        f = client.submit(write_part, folder, k, key=f'part-{k:05d}-{os.urandom(8).hex()}', retries=2, pure=False)
         which[f.key] = k; waiting.add(f); del f
         yield from take(2*max(1, sum(client.nthreads().values())) - 1)
     yield from take(0)
 
-# %% ../../nbs/25_data.store.ipynb #b9c7ea23
+# %% ../../nbs/25_data.store.ipynb #0785656f
 def _work(folder, numbers, workers, scheduler): # outcomes of all parts that are planned
     if workers == 0 or scheduler is None and len(numbers) == 1:
         for k in numbers: yield _outcome(k, lambda: write_part(str(folder), k))
         return
-    with dask_client(workers, scheduler, str(folder/'.plan'/'dask')) as client: yield from _on_dask(client, folder, numbers)
+    with dask_client(workers, scheduler, os.path.abspath(folder/'.plan'/'dask')) as client: yield from _on_dask(client, os.path.abspath(folder), numbers)
 
 def _enter(report, outcome): # into a report
     number,done,why = outcome
@@ -742,7 +743,7 @@ def _do(folder, workers, scheduler, report, bar): # do what is planned
         shutil.rmtree(folder/'.plan'/'dask', ignore_errors=True)
     settle(folder)
 
-# %% ../../nbs/25_data.store.ipynb #a701682e
+# %% ../../nbs/25_data.store.ipynb #d21ae640
 def prepare(paths:str|Path|Iterable[str|Path], # files and directories
             folder:str|Path, # the store: missing, empty, or one that is added to
             kind:str='auto', # 'spectra', 'lightcurves', 'gaia', or what most of the first files are
@@ -755,7 +756,7 @@ def prepare(paths:str|Path|Iterable[str|Path], # files and directories
             **options, # of `StoreConfig`, for a new store: `wave_min`, `wave_max` (Å), `step`, `cadences`, …
            ) -> Report: # what was done
     "Read files into a store; those that are in already are skipped. BadInput where nothing can be done"
-    folder,paths,lists = Path(folder).absolute(), [paths] if isinstance(paths, (str, Path)) else list(paths), list(lists)
+    folder,paths,lists = Path(folder), [paths] if isinstance(paths, (str, Path)) else list(paths), list(lists)
     if folder.exists() and not folder.is_dir(): raise BadInput(folder, 'is a file, no folder')
     if kind not in ('auto', *KINDS): raise ValueError(f'kind must be one of auto, {", ".join(KINDS)}, not {kind!r}')
     with _made(folder), _locked(folder):
