@@ -67,7 +67,7 @@ def test_same_bytes_with_any_workers(survey, tmp_path):
     "In this process, on a cluster that is reached by its address, and with a worker of its own"
     from distributed import LocalCluster
     prepare(survey, tmp_path/'a', workers=0, part_files=8, **COARSE)
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=False, protocol='tcp', dashboard_address=None, local_directory=str(tmp_path/'dask')) as cluster:
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=False, protocol='tcp', dashboard_address='127.0.0.1:0', local_directory=str(tmp_path/'dask')) as cluster:
         assert cluster.scheduler_address.startswith('tcp://')
         r = prepare(survey, tmp_path/'b', scheduler=cluster.scheduler_address, part_files=8, **COARSE)
     assert r.parts == 6 and not r.lost

@@ -667,7 +667,7 @@ def _opened(folder, listing, paths, lists, kind, root, options): # configuration
     _write_config(folder, config, root)
     return config, root
 
-# %% ../../nbs/25_data.store.ipynb #7998f7d9
+# %% ../../nbs/25_data.store.ipynb #f5ae7bdd
 @contextlib.contextmanager
 def dask_client(workers:int|None=None, # processes on this machine; None = one a core
                 scheduler:str|None=None, # address of a cluster's scheduler, such as tcp://10.0.0.1:8786
@@ -677,7 +677,7 @@ def dask_client(workers:int|None=None, # processes on this machine; None = one a
     try: from distributed import Client, LocalCluster
     except ImportError: raise ImportError("parallel work needs Dask: pip install 'stellar_nb[survey]', or workers=0") from None
     if scheduler is None:
-        with LocalCluster(n_workers=workers or _cores(), threads_per_worker=1, dashboard_address=None, local_directory=scratch, silence_logs=50) as cluster, Client(cluster, set_as_default=False) as client: yield client
+        with LocalCluster(n_workers=workers or _cores(), threads_per_worker=1, dashboard_address='127.0.0.1:0', local_directory=scratch, silence_logs=50) as cluster, Client(cluster, set_as_default=False) as client: yield client
         return
     try: client = Client(scheduler, timeout=10, set_as_default=False)
     except (OSError, ValueError, TypeError) as e: raise BadInput(scheduler, f'no Dask scheduler answers there ({type(e).__name__})') from None
