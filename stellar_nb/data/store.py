@@ -8,7 +8,7 @@ __all__ = ['KINDS', 'FAILURES', 'FORMAT', 'PROBE', 'StoreConfig', 'Field', 'stor
            'read_failures', 'Planned', 'Report', 'write_part', 'shown_failure', 'settle', 'read_config', 'dask_client',
            'prepare', 'Store']
 
-# %% ../../nbs/25_data.store.ipynb #d16007ba
+# %% ../../nbs/25_data.store.ipynb #da8ad3fc
 import contextlib, hashlib, heapq, itertools, json, os, re, shutil, tempfile, time
 from collections import Counter
 from dataclasses import dataclass
@@ -16,17 +16,20 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Callable, Iterable, Iterator, NamedTuple
 
+# %% ../../nbs/25_data.store.ipynb #91becb94
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
 from fastcore.basics import chunked, patch
 from fastcore.test import *
 
+# %% ../../nbs/25_data.store.ipynb #dc50d8c1
 from .. import __version__
 from ..core import *
 from . import gaia, lightcurve, spectra
 
-# %% ../../nbs/25_data.store.ipynb #6e6fc160
+# %% ../../nbs/25_data.store.ipynb #876cbb2c
 KINDS = ('spectra', 'lightcurves', 'gaia')
 
+# %% ../../nbs/25_data.store.ipynb #81e19631
 @dataclass(frozen=True)
 class StoreConfig(JsonConfig):
     "How files become rows"
@@ -46,33 +49,36 @@ class StoreConfig(JsonConfig):
         self.check_whole('cadences', 'part_files', 'part_bytes', 'row_group')
         if not (1e-6 <= self.step <= .1 and 100 <= self.wave_min < self.wave_max <= 1e6 and self.pixels > 1): raise ValueError(f'no grid of wavelengths: {self.wave_min:g} to {self.wave_max:g} Å in steps of {self.step:g}')
 
-# %% ../../nbs/25_data.store.ipynb #d5e5c335
+# %% ../../nbs/25_data.store.ipynb #147945e7
 @patch(as_prop=True)
 def first(self:StoreConfig) -> int: return round(np.log10(self.wave_min)/self.step) # log10 λ of the first pixel, in steps
 
+# %% ../../nbs/25_data.store.ipynb #142bd2c4
 @patch(as_prop=True)
 def pixels(self:StoreConfig) -> int: return round(np.log10(self.wave_max)/self.step) - self.first + 1
 
+# %% ../../nbs/25_data.store.ipynb #5c4e2cf0
 @patch(as_prop=True)
 def wave(self:StoreConfig) -> np.ndarray: # (pixel,) float64
     "Wavelengths of the pixels, Å in vacuum, in the frame of the files (not at rest)"
     return 10**(self.step*(self.first + np.arange(self.pixels)))
 
-# %% ../../nbs/25_data.store.ipynb #353bd18f
+# %% ../../nbs/25_data.store.ipynb #7646d130
 class Field(NamedTuple):
     "A column"
     type:pa.DataType # of a value
     unit:str # as astropy spells it; '' = none
     meaning:str # in a few words
 
+# %% ../../nbs/25_data.store.ipynb #1fd50b4c
 _text,_whole,_f4,_f8 = pa.string(), pa.int32(), pa.float32(), pa.float64()
 
-# %% ../../nbs/25_data.store.ipynb #136a226d
+# %% ../../nbs/25_data.store.ipynb #26190941
 _FIRST = dict(file=Field(_text, '', 'path, from the root that store.json names'), item=Field(_whole, '', 'number within the file, from 0'), size=Field(pa.int64(), 'byte', 'size of the file'),
               sha256=Field(_text, '', 'checksum of the file'), star=Field(_text, '', 'name of the star; empty where the file has none'), ra=Field(_f8, 'deg', 'right ascension; NaN unknown'),
               dec=Field(_f8, 'deg', 'declination; NaN unknown'), epoch=Field(_f8, 'yr', 'Julian year of the observation; NaN unknown'))
 
-# %% ../../nbs/25_data.store.ipynb #7d7c50c4
+# %% ../../nbs/25_data.store.ipynb #d95b9ef6
 def _spectra_fields(config):
     pixel = pa.list_(_f4, config.pixels)
     return _FIRST | dict(
@@ -81,7 +87,7 @@ def _spectra_fields(config):
         scale=Field(_f8, '', 'flux in the unit of the file = scale · flux; 1 unless single precision is too narrow'),
         flux=Field(pixel, '', 'flux density, linear'), ivar=Field(pixel, '', 'inverse variance of flux; 0 = bad or not covered'))
 
-# %% ../../nbs/25_data.store.ipynb #d3c7a41d
+# %% ../../nbs/25_data.store.ipynb #cbd72e14
 def _curve_fields(config):
     cadence = lambda t: pa.list_(t, config.cadences)
     return _FIRST | dict(
@@ -91,16 +97,17 @@ def _curve_fields(config):
         flux=Field(cadence(_f4), '', 'flux, linear; NaN where missing or flagged'), flux_err=Field(cadence(_f4), '', 'standard deviation of flux; NaN unknown'),
         quality=Field(cadence(_whole), '', "the archive's bits; 0 = good"))
 
-# %% ../../nbs/25_data.store.ipynb #78a556c0
+# %% ../../nbs/25_data.store.ipynb #612d9721
 def _gaia_fields(config):
     return _FIRST | dict(source_id=Field(pa.int64(), '', "Gaia's number; 0 = none"), **{k: Field(_f8, o.unit, o.meaning) for k,o in gaia.GAIA_COLUMNS.items()}, problem=Field(_text, '', 'what is impossible in the row'))
 
+# %% ../../nbs/25_data.store.ipynb #edb3b490
 def store_fields(config:StoreConfig, # of a store
                 ) -> dict[str,Field]: # name → type, unit, meaning
     "The columns of a kind of store"
     return dict(spectra=_spectra_fields, lightcurves=_curve_fields, gaia=_gaia_fields)[config.kind](config)
 
-# %% ../../nbs/25_data.store.ipynb #d52d4a3d
+# %% ../../nbs/25_data.store.ipynb #c1d9430e
 @lru_cache(8)
 def store_schema(config:StoreConfig, # of a store
                 ) -> pa.Schema: # with `unit` and `description` on each field
@@ -109,24 +116,27 @@ def store_schema(config:StoreConfig, # of a store
     return pa.schema([pa.field(k, o.type, metadata=dict(unit=o.unit, description=o.meaning)) for k,o in store_fields(config).items()],
                      metadata=dict(creator=f'stellar_nb {__version__}', kind=config.kind, **grid))
 
+# %% ../../nbs/25_data.store.ipynb #6f1d9ed3
 def _grid(config): return dict(unit='Angstrom', medium='vacuum', log10_first=round(config.step*config.first, 12), log10_step=config.step, pixels=config.pixels)
 
-# %% ../../nbs/25_data.store.ipynb #a838e539
+# %% ../../nbs/25_data.store.ipynb #f30c5505
 def _edges(wave): # (pixel + 1,)
     mid = (wave[1:] + wave[:-1])/2
     return np.concatenate([[2*wave[0] - mid[0]], mid, [2*wave[-1] - mid[-1]]])
 
+# %% ../../nbs/25_data.store.ipynb #6d7b090a
 def _block(wave, config): # where the first pixel of a file falls on the grid, if all fall on pixels; else None
     k = np.log10(wave)/config.step - config.first
     at = round(k[0])
     return at if abs(k - at - np.arange(len(k))).max() < .005 else None
 
+# %% ../../nbs/25_data.store.ipynb #770db9b2
 def _moved(x, at, n): # x on n pixels, beginning at pixel `at`
     out,a,b = np.zeros(n), max(0, at), min(n, at + len(x))
     if a < b: out[a:b] = x[a-at:b-at]
     return out
 
-# %% ../../nbs/25_data.store.ipynb #c48980a8
+# %% ../../nbs/25_data.store.ipynb #31cb4a5f
 def _rebinned(wave, flux, ivar, config):
     old,new = _edges(wave), _edges(config.wave)
     wide,width = np.diff(old), np.diff(new)
@@ -137,7 +147,7 @@ def _rebinned(wave, flux, ivar, config):
     mean = inside(np.where(ok, flux, 0)) if np.median(wide/wave) < 1.5*np.median(width/config.wave) else np.interp(config.wave, wave, flux)
     return np.where(good, mean, 0), np.where(good, 1/np.where(good, inside(var*wide)/width, 1), 0)
 
-# %% ../../nbs/25_data.store.ipynb #f3961221
+# %% ../../nbs/25_data.store.ipynb #f3d5cdf6
 def on_grid(wave:np.ndarray, # (pixel,) Å, increasing
             flux:np.ndarray, # (pixel,) any linear unit
             ivar:np.ndarray, # (pixel,) inverse variance; 0 = bad
@@ -147,36 +157,39 @@ def on_grid(wave:np.ndarray, # (pixel,) Å, increasing
     at = _block(wave, config)
     return _rebinned(wave, flux, ivar, config) if at is None else tuple(_moved(x, at, config.pixels) for x in (flux, ivar))
 
-# %% ../../nbs/25_data.store.ipynb #b015fb1a
+# %% ../../nbs/25_data.store.ipynb #e370c829
 def _scaled(flux, ivar): # single precision, and what to multiply flux with
     level = np.median(abs(flux[ivar > 0]))
     scale = 1. if level == 0 or 1e-10 < level < 1e10 else 10.**np.floor(np.log10(level))
     return (flux/scale).astype('f4'), np.minimum(ivar*scale**2, 3e38).astype('f4'), scale
 
-# %% ../../nbs/25_data.store.ipynb #38797ab1
+# %% ../../nbs/25_data.store.ipynb #bc5a4ae8
 _CATALOGUES = dict(gaia_source_id='Gaia', source_id='Gaia', sourceid='Gaia', gaia_id='Gaia', gaiaid='Gaia', keplerid='KIC', kepid='KIC', kic='KIC', epic='EPIC', tic='TIC', desig='', star='', object='', target='', name='')
 _PER_VISIT = ('lamost', 'sdss') # layouts whose `id` is an observation's
 
+# %% ../../nbs/25_data.store.ipynb #336e4478
 def _star(s, meta):
     named = next(((c, str(meta[k]).strip()) for k,c in _CATALOGUES.items() if str(meta.get(k) or '').strip() not in ('', '0', '-1')), None)
     if named: return f'{named[0]} {named[1]}'.strip() if named[1].isdigit() else named[1]
     return '' if meta.get('layout', '').startswith(_PER_VISIT) else f'Gaia {s.id}' if s.id and meta.get('layout') == 'gaia-xp' else s.id
 
-# %% ../../nbs/25_data.store.ipynb #eda0dde3
+# %% ../../nbs/25_data.store.ipynb #e16a47e5
 def julian_year(jd:float, # Julian date
                ) -> float: # yr
     "2000.0 is noon of 1 January 2000"
     return 2000 + (jd - 2451545)/365.25
 
+# %% ../../nbs/25_data.store.ipynb #8b1eab18
 def _epoch(meta):
     try: return julian_year(2451544.5 + (np.datetime64(str(meta['date_obs'])) - np.datetime64('2000-01-01'))/np.timedelta64(86_400_000, 'ms'))
     except (KeyError, ValueError): return julian_year(2400000.5 + o) if (o := _number(meta, 'mjd')) > 0 else np.nan
 
+# %% ../../nbs/25_data.store.ipynb #2fcf26b4
 def _number(meta, key):
     try: return float(meta[key])
     except (KeyError, ValueError, TypeError): return np.nan
 
-# %% ../../nbs/25_data.store.ipynb #aea65933
+# %% ../../nbs/25_data.store.ipynb #50c6a586
 def _spectrum_row(s, config):
     flux,ivar = on_grid(s.wave, s.flux, np.where(s.mask, 0, s.ivar), config)
     if not (ivar > 0).any(): raise ValueError(f'no usable pixel between {config.wave_min:.0f} and {config.wave_max:.0f} Å: the spectrum covers {s.wave[0]:.0f} to {s.wave[-1]:.0f} Å')
@@ -186,23 +199,27 @@ def _spectrum_row(s, config):
     return dict(star=_star(s, meta), ra=_number(meta, 'ra'), dec=_number(meta, 'dec'), epoch=_epoch(meta), id=s.id, survey=text('survey'), layout=text('layout'),
                 object_class=text('class'), snr=s.snr, rv=s.rv, scale=scale, flux=flux, ivar=ivar)
 
+# %% ../../nbs/25_data.store.ipynb #24a69330
 def _spectrum_rows(path, config):
     for s in spectra.read_spectra(path, air=config.air): yield partial(_spectrum_row, s, config)
 
-# %% ../../nbs/25_data.store.ipynb #4fae7d62
+# %% ../../nbs/25_data.store.ipynb #9bc52866
 _ZERO = dict(Kepler=2454833., K2=2454833., TESS=2457000.)
 
+# %% ../../nbs/25_data.store.ipynb #6c8caa7e
 def _zero(lc): # Julian date of the file's time 0
     if m := re.search(r'JD\s*-\s*(\d+(\.\d+)?)', str(lc.meta.get('time_unit') or '')): return float(m[1])
     return _ZERO.get(lc.mission, np.nan) if lc.meta.get('layout') != 'kepseismic' and lc.time[-1] < 20_000 else np.nan
 
+# %% ../../nbs/25_data.store.ipynb #0d827364
 def _pieces(lc, n): # slices: a quarter each, cut where it is longer than n
     ends = [0, *np.flatnonzero(np.diff(lc.segment)) + 1, len(lc)]
     return [slice(i, min(i + n, b)) for a,b in zip(ends, ends[1:]) for i in range(a, b, n)]
 
-# %% ../../nbs/25_data.store.ipynb #d4a75c7c
+# %% ../../nbs/25_data.store.ipynb #eed0506c
 def _padded(x, n, fill=np.nan): return np.concatenate([x, np.full(n - len(x), fill, x.dtype)])
 
+# %% ../../nbs/25_data.store.ipynb #508bf1f1
 def _curve_row(lc, at, piece, config):
     if not (ok := lc.usable(config.bitmask)[at]).any(): raise ValueError('no usable cadence: all missing or flagged')
     n,zero,time = config.cadences, _zero(lc), lc.time[at]
@@ -210,11 +227,12 @@ def _curve_row(lc, at, piece, config):
                 magnitude=lc.magnitude, cadence=lc.cadence, column=str(lc.meta.get('column') or ''), zero=zero, t0=time[0], time=_padded(time - time[0], n),
                 flux=_padded(np.where(ok, lc.flux[at], np.float32(np.nan)), n), flux_err=_padded(lc.flux_err[at], n), quality=_padded(lc.quality[at], n, 0))
 
-# %% ../../nbs/25_data.store.ipynb #24e7dcb3
+# %% ../../nbs/25_data.store.ipynb #cf4f3866
 def _curve_rows(path, config):
     for lc in lightcurve.read_lightcurves(path):
         yield [partial(_curve_row, lc, at, i, config) for i,at in enumerate(_pieces(lc, config.cadences))]
 
+# %% ../../nbs/25_data.store.ipynb #a90b9997
 def _gaia_rows(path, config):
     table = gaia.read_gaia(path)
     ids = table['source_id'] if 'source_id' in table else np.zeros(len(table), int)
@@ -222,7 +240,7 @@ def _gaia_rows(path, config):
     for id,*values in zip(ids, *(table[k] for k in names)):
         yield partial(dict, star=f'Gaia {id}' if id > 0 else '', epoch=2016., source_id=id, **dict(zip(names, values)))
 
-# %% ../../nbs/25_data.store.ipynb #f673227b
+# %% ../../nbs/25_data.store.ipynb #0200acef
 class Failure(NamedTuple):
     "What could not be read"
     file:str # path, as in the column `file`
@@ -232,12 +250,14 @@ class Failure(NamedTuple):
     sha256:str # of the file; '' unknown
     part:int # number of the part in which it would be
 
+# %% ../../nbs/25_data.store.ipynb #faed2c29
 FAILURES = pa.schema([('file', _text), ('item', _whole), ('reason', _text), ('size', pa.int64()), ('sha256', _text), ('part', _whole)])
 
-# %% ../../nbs/25_data.store.ipynb #2c93b3e5
+# %% ../../nbs/25_data.store.ipynb #a718fb18
 _WHAT = dict(spectra='a spectrum', lightcurves='a light curve', gaia='a table of Gaia stars')
 _ROWS = dict(spectra=_spectrum_rows, lightcurves=_curve_rows, gaia=_gaia_rows)
 
+# %% ../../nbs/25_data.store.ipynb #44e3b4fa
 def _checksum(path): # '' where it cannot be read
     h = hashlib.sha256()
     try:
@@ -246,16 +266,18 @@ def _checksum(path): # '' where it cannot be read
     except OSError: return ''
     return h.hexdigest()
 
+# %% ../../nbs/25_data.store.ipynb #5a120243
 def _reads(path, kind): # can it be read as that?
     try: return bool(list(_ROWS[kind](path, StoreConfig(kind=kind))))
     except Exception: return False
 
-# %% ../../nbs/25_data.store.ipynb #c31b3a0b
+# %% ../../nbs/25_data.store.ipynb #fc89cd17
 def _why(path, config, error): # one clause, which names another kind if the file is of one
     other = next((k for k in KINDS if k != config.kind and _reads(path, k)), None) if isinstance(error, BadInput) else None
     if other: return f'{_WHAT[other]}, not {_WHAT[config.kind]}: it belongs into a store of the kind {other}'
     return getattr(error, 'reason', None) or f'cannot be used ({type(error).__name__}: {" ".join(str(error).split())[:150]})'
 
+# %% ../../nbs/25_data.store.ipynb #8a629234
 def read_rows(path:str, # a file
               config:StoreConfig, # of a store
              ) -> Iterator[tuple[int,dict|None,str]]: # number in the file (-1 = the file), the row, or None and why there is none
@@ -268,14 +290,16 @@ def read_rows(path:str, # a file
                 try: yield i, make(), ''
                 except Exception as e: yield i, None, str(e) if type(e) is ValueError else _why('', config, e)
 
-# %% ../../nbs/25_data.store.ipynb #9aac52a1
+# %% ../../nbs/25_data.store.ipynb #00feef21
 _SPILL = 2**16 # names sorted in memory at a time
 
+# %% ../../nbs/25_data.store.ipynb #703c342e
 def _spilled(names, folder): # a file on disk with sorted names
     f = tempfile.TemporaryFile(dir=folder)
     f.write(b''.join(os.fsencode(o) + b'\0' for o in sorted(names)))
     return f
 
+# %% ../../nbs/25_data.store.ipynb #111d2b0a
 def _names_in(f): # NUL-separated names of a file, a few at a time
     f.seek(0); rest = b''
     while block := f.read(2**16):
@@ -283,6 +307,7 @@ def _names_in(f): # NUL-separated names of a file, a few at a time
         yield from map(os.fsdecode, done)
     if rest: yield os.fsdecode(rest)
 
+# %% ../../nbs/25_data.store.ipynb #1ce364e7
 def _sorted(names, folder): # any number of names in order, in little memory
     runs,last = [],[]
     for some in chunked(names, _SPILL):
@@ -290,9 +315,10 @@ def _sorted(names, folder): # any number of names in order, in little memory
         last = some
     yield from heapq.merge(*map(_names_in, runs), sorted(last)) if runs else sorted(last)
 
-# %% ../../nbs/25_data.store.ipynb #edcf6ee6
+# %% ../../nbs/25_data.store.ipynb #59bfd988
 _ENDINGS = dict(spectra='fits?|fts|csv|ecsv|txt|dat|tsv|asc|h5|hdf5|npz|parquet', lightcurves='fits?|fts|csv|ecsv|txt|dat|tsv|parquet', gaia='fits?|csv|ecsv|txt|dat|tsv|parquet|vot|votable|xml')
 
+# %% ../../nbs/25_data.store.ipynb #2a19bf4b
 @dataclass
 class Listing:
     "Which files are meant; counts what it leaves out"
@@ -305,7 +331,7 @@ class Listing:
         kinds = _ENDINGS.values() if self.kind == 'auto' else [_ENDINGS[self.kind]]
         self.known = re.compile(rf'.*\.({"|".join(kinds)})(\.gz)?', re.I | re.S)
 
-# %% ../../nbs/25_data.store.ipynb #fef14cd1
+# %% ../../nbs/25_data.store.ipynb #9eb9c589
 @patch
 def _entries(self:Listing, folder): # names; those of folders end in /
     with os.scandir(folder) as entries:
@@ -315,6 +341,7 @@ def _entries(self:Listing, folder): # names; those of folders end in /
             elif o.is_dir(follow_symlinks=False): yield o.name + '/'
             elif o.is_file(follow_symlinks=False) and self.known.fullmatch(o.name): yield o.name
 
+# %% ../../nbs/25_data.store.ipynb #ce242369
 @patch
 def walk(self:Listing,
          folder:str, # a directory
@@ -329,7 +356,7 @@ def walk(self:Listing,
     except OSError: yield folder
     for o in folders: yield from self.walk(os.path.join(folder, o))
 
-# %% ../../nbs/25_data.store.ipynb #f858f669
+# %% ../../nbs/25_data.store.ipynb #53f328c7
 def read_list(path:str|Path, # a text file with a path a line, or with NUL between paths (`find -print0`)
              ) -> Iterator[str]: # paths
     "The paths in a list; BadInput where it cannot be read"
@@ -341,6 +368,7 @@ def read_list(path:str|Path, # a text file with a path a line, or with NUL betwe
             f.seek(0)
             yield from (os.fsdecode(o) for o in (line.rstrip(b'\r\n') for line in f) if o)
 
+# %% ../../nbs/25_data.store.ipynb #20bed9eb
 @patch
 def files(self:Listing,
           paths:Iterable[str|Path]=(), # files and directories
@@ -349,7 +377,7 @@ def files(self:Listing,
     "All files that are meant, in order"
     for p in (*paths, *(o for k in lists for o in read_list(k))): yield from self.walk(str(p)) if os.path.isdir(p) else [str(p)]
 
-# %% ../../nbs/25_data.store.ipynb #50e90788
+# %% ../../nbs/25_data.store.ipynb #eb7ea13d
 def common_root(paths:Iterable[str], # files and directories
                ) -> str: # absolute path of a directory
     "The lowest folder that holds all of them"
@@ -359,12 +387,14 @@ def common_root(paths:Iterable[str], # files and directories
         root = here if root is None else os.path.commonpath([root, here])
     return root or os.getcwd()
 
+# %% ../../nbs/25_data.store.ipynb #68021ddf
 def _name(path, root): # as the column `file` shows it; bytes that are no UTF-8 as \x..
     return os.path.relpath(os.path.abspath(path), root).encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
 
-# %% ../../nbs/25_data.store.ipynb #2caeb566
+# %% ../../nbs/25_data.store.ipynb #3ef825f2
 def _key(name): return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), 'little')
 
+# %% ../../nbs/25_data.store.ipynb #30a07089
 class Keys:
     "A growing set of names, at 8 bytes each"
     def __init__(self): self.old,self.new = np.zeros(0, np.uint64), set()
@@ -377,21 +407,23 @@ class Keys:
         self.new.add(_key(name))
         if len(self.new) >= _SPILL: self.old,self.new = np.union1d(self.old, np.fromiter(self.new, np.uint64)), set()
 
-# %% ../../nbs/25_data.store.ipynb #42615812
+# %% ../../nbs/25_data.store.ipynb #99b4d3ca
 _KNOWN = np.dtype([('key', 'u8'), ('size', 'i8'), ('part', 'i4'), ('bad', '?')])
 
+# %% ../../nbs/25_data.store.ipynb #edc03234
 def _known(files, sizes, part, bad): # (file,) records, each file once
     out = np.zeros(len(files), _KNOWN)
     out['key'],out['size'],out['part'],out['bad'] = [_key(o) for o in files], sizes, part, bad
     return out[np.unique(out['key'], return_index=True)[1]]
 
+# %% ../../nbs/25_data.store.ipynb #a3b9cf9e
 def part_path(folder:str|Path, # of the store
               number:int, # of the part
              ) -> Path: # it need not exist
     "Where a part is"
     return Path(folder)/f'part-{number:05d}.parquet'
 
-# %% ../../nbs/25_data.store.ipynb #69f40905
+# %% ../../nbs/25_data.store.ipynb #399b2886
 class Known:
     "The files of a store: in its parts and in its table of failures"
     def __init__(self,
@@ -406,16 +438,18 @@ class Known:
         rows = rows[np.lexsort((rows['bad'], rows['key']))]
         self.rows = rows[np.append(rows['key'][1:] != rows['key'][:-1], True)[:len(rows)]] # of a file with rows and failures the failure
 
+# %% ../../nbs/25_data.store.ipynb #8783e71d
 def _parts(folder): return sorted(Path(folder).glob('part-*.parquet'), key=_number_of)
 def _number_of(path): return int(Path(path).name.split('.')[0].split('-')[1])
 
-# %% ../../nbs/25_data.store.ipynb #2cc1c6a3
+# %% ../../nbs/25_data.store.ipynb #bfc137ad
 def read_failures(folder:str|Path, # of the store
                  ) -> pa.Table: # the columns of `Failure`, a row each
     "What a store could not read; an empty table where there is none"
     path = Path(folder)/'failures.parquet'
     return pq.read_table(path) if path.exists() else FAILURES.empty_table()
 
+# %% ../../nbs/25_data.store.ipynb #a3a0353b
 @patch
 def find(self:Known,
          name:str, # a file, as in the column `file`
@@ -424,12 +458,13 @@ def find(self:Known,
     i = int(self.rows['key'].searchsorted(np.uint64(k := _key(name))))
     return self.rows[i] if i < len(self.rows) and int(self.rows[i]['key']) == k else None
 
-# %% ../../nbs/25_data.store.ipynb #c78349a8
+# %% ../../nbs/25_data.store.ipynb #fcc64375
 @lru_cache(4)
 def _sums(path, stamp): # checksums of the files of a part, or of the table of failures
     t = pq.read_table(path, columns=['file', 'sha256'])
     return dict(zip(t['file'].to_pylist(), t['sha256'].to_pylist()))
 
+# %% ../../nbs/25_data.store.ipynb #3cac2528
 @patch
 def changed(self:Known,
             seen:np.void, # from `find`
@@ -444,16 +479,18 @@ def changed(self:Known,
     stamp = source.stat().st_mtime
     return (seen['bad'] or max(now.st_mtime, now.st_ctime) >= stamp) and _sums(str(source), stamp).get(name) != _checksum(path)
 
-# %% ../../nbs/25_data.store.ipynb #c4a717c1
+# %% ../../nbs/25_data.store.ipynb #d6f3bd91
 def _write_json(path, value):
     with atomic_path(path) as tmp: tmp.write_text(json.dumps(value, indent=1), encoding='utf-8')
 
+# %% ../../nbs/25_data.store.ipynb #e9de85c8
 def _read_json(path): return json.loads(Path(path).read_text(encoding='utf-8'))
 
+# %% ../../nbs/25_data.store.ipynb #8d907335
 def _plans(folder): return sorted((Path(folder)/'.plan').glob('[0-9]*.json'), key=lambda p: int(p.stem))
 def _plan_path(folder, number): return Path(folder)/'.plan'/f'{number:05d}.json'
 
-# %% ../../nbs/25_data.store.ipynb #7e901c31
+# %% ../../nbs/25_data.store.ipynb #457f8916
 class Planned(NamedTuple):
     "A file of a part to be made"
     name:str # as in the column `file`
@@ -461,10 +498,12 @@ class Planned(NamedTuple):
     size:int # byte; -1 unknown
     again:bool=False # its old rows or failures go
 
+# %% ../../nbs/25_data.store.ipynb #7187f356
 def _next_number(folder): # of a part
     failed = read_failures(folder)['part'].to_pylist()
     return 1 + max([-1, *map(_number_of, _parts(folder)), *(int(p.stem) for p in _plans(folder)), *failed])
 
+# %% ../../nbs/25_data.store.ipynb #4a0d0344
 def _in_parts(files, config): # lists of files
     some,size = [],0
     for o in files:
@@ -472,7 +511,7 @@ def _in_parts(files, config): # lists of files
         some.append(o); size += max(o.size, 0)
     if some: yield some
 
-# %% ../../nbs/25_data.store.ipynb #d19128b1
+# %% ../../nbs/25_data.store.ipynb #1b7dd1d0
 @dataclass
 class Report:
     "What a run did"
@@ -489,12 +528,14 @@ class Report:
     lost:tuple[str,...]=() # parts that could not be made, and why
     told:tuple[str,...]=() # the first failures and changed files, `name: reason'
 
-# %% ../../nbs/25_data.store.ipynb #85a0f043
+# %% ../../nbs/25_data.store.ipynb #d1acdc19
 _TOLD = 20 # names in a report
 
+# %% ../../nbs/25_data.store.ipynb #25666b4d
 def _tell(report, line):
     if len(report.told) < _TOLD: report.told += (line,)
 
+# %% ../../nbs/25_data.store.ipynb #f95f2291
 def _new_files(folder, paths, root, again, report): # those that are not in, each once
     known,planned,met = Known(folder),Keys(),Keys()
     for p in _plans(folder):
@@ -507,35 +548,40 @@ def _new_files(folder, paths, root, again, report): # those that are not in, eac
         if seen is not None and not (again and (seen['bad'] or known.changed(seen, name, path))): _skip(report, known, seen, name, path)
         else: yield Planned(name, os.path.abspath(path), _size(path), seen is not None)
 
+# %% ../../nbs/25_data.store.ipynb #f046b46e
 def _skip(report, known, seen, name, path):
     report.known += 1; report.known_bad += bool(seen['bad'])
     if not known.changed(seen, name, path): return
     report.changed += 1
     _tell(report, f'{name}: changed since it was read')
 
+# %% ../../nbs/25_data.store.ipynb #007dc601
 def _size(path):
     try: return os.stat(path).st_size
     except OSError: return -1
 
-# %% ../../nbs/25_data.store.ipynb #4d1d3e96
+# %% ../../nbs/25_data.store.ipynb #78d5e31d
 def _parquet(schema): # how parts are written
     text = [f.name for f in schema if f.type == _text]
     split = [f.name if pa.types.is_floating(f.type) else f'{f.name}.list.element' for f in schema if pa.types.is_floating(f.type) or pa.types.is_fixed_size_list(f.type) and pa.types.is_floating(f.type.value_type)]
     return dict(compression='zstd', use_dictionary=text, use_byte_stream_split=split)
 
+# %% ../../nbs/25_data.store.ipynb #67c9ae8a
 def _write(path, batches, schema, stamp): # a row group a batch; `stamp` is the file's time, ns
     with atomic_path(path) as tmp:
         with pq.ParquetWriter(tmp, schema, **_parquet(schema)) as w:
             for b in batches: w.write_batch(b, row_group_size=len(b))
         os.utime(tmp, ns=(stamp, stamp))
 
-# %% ../../nbs/25_data.store.ipynb #9484deec
+# %% ../../nbs/25_data.store.ipynb #929e27fa
 def _column(values, type):
     if not pa.types.is_fixed_size_list(type): return pa.array(values, type)
     return pa.FixedSizeListArray.from_arrays(pa.array(np.concatenate(values), type.value_type), type=type)
 
+# %% ../../nbs/25_data.store.ipynb #a12c1c45
 def _batch(rows, schema): return pa.RecordBatch.from_arrays([_column([r[f.name] for r in rows], f.type) for f in schema], schema=schema)
 
+# %% ../../nbs/25_data.store.ipynb #264e9f94
 def _rows_of(files, number, config, failures): # rows of all files; what fails is appended to `failures`
     for o in files:
         facts = dict(file=o.name, size=_size(o.path), sha256=_checksum(o.path))
@@ -543,7 +589,7 @@ def _rows_of(files, number, config, failures): # rows of all files; what fails i
             if row is None: failures.append(Failure(item=item, reason=reason.replace(o.path, o.name), part=number, **facts))
             else: yield dict(facts, item=item) | row
 
-# %% ../../nbs/25_data.store.ipynb #2d34c3fd
+# %% ../../nbs/25_data.store.ipynb #5d2dfd64
 def write_part(folder:str, # of the store, as this machine sees it
                number:int, # of the part, which is planned
               ) -> tuple[int,int,int,list[str]]: # files, rows and failures, and the first failures in words
@@ -565,13 +611,13 @@ def write_part(folder:str, # of the store, as this machine sees it
     _write_json(plan, dict(failures=failures, again=[o.name for o in todo if o.again]))
     return len(todo), rows, len(failures), [shown_failure(o) for o in failures[:_TOLD]]
 
-# %% ../../nbs/25_data.store.ipynb #efd59f59
+# %% ../../nbs/25_data.store.ipynb #c90bcfbd
 def shown_failure(o:Failure, # one
                  ) -> str: # `file: reason`, on one line
     "A failure as messages show it"
     return f'{o.file}{f"[{o.item}]"*(o.item >= 0)}: {o.reason}'
 
-# %% ../../nbs/25_data.store.ipynb #00dee09f
+# %% ../../nbs/25_data.store.ipynb #e93896c2
 def _without(path, gone): # take rows out of a part: those of files that a later part has
     part,q = pq.ParquetFile(path),_number_of(path)
     keep = [np.array([gone.get(o, q) <= q for o in part.read_row_group(i, ['file'])['file'].to_pylist()]) for i in range(part.num_row_groups)]
@@ -580,7 +626,7 @@ def _without(path, gone): # take rows out of a part: those of files that a later
     batches = (part.read_row_group(i).filter(pa.array(o)).combine_chunks().to_batches()[0] for i,o in enumerate(keep) if o.any())
     _write(path, batches, part.schema_arrow, path.stat().st_mtime_ns)
 
-# %% ../../nbs/25_data.store.ipynb #fd39796f
+# %% ../../nbs/25_data.store.ipynb #b3920ed4
 def settle(folder:Path, # of the store
           ):
     "Bring the outcome of all parts that are done into the table of failures, and forget their plans"
@@ -594,15 +640,16 @@ def settle(folder:Path, # of the store
     for k in done: _plan_path(folder, k).unlink()
     with contextlib.suppress(OSError): os.rmdir(Path(folder)/'.plan')
 
-# %% ../../nbs/25_data.store.ipynb #47038b41
+# %% ../../nbs/25_data.store.ipynb #8cb2d927
 FORMAT = 1 # of stores
 
+# %% ../../nbs/25_data.store.ipynb #f72a09a3
 def _write_config(folder, config, root):
     fields = {k: dict(type=str(o.type), unit=o.unit, description=o.meaning) for k,o in store_fields(config).items()}
     grid = dict(grid=_grid(config)) if config.kind == 'spectra' else {}
     _write_json(Path(folder)/'store.json', dict(format=FORMAT, creator=f'stellar_nb {__version__}', kind=config.kind, root=root, config=json.loads(config.to_json()), **grid, columns=fields))
 
-# %% ../../nbs/25_data.store.ipynb #c38b7587
+# %% ../../nbs/25_data.store.ipynb #6f86def3
 def read_config(folder:str|Path, # of a store
                ) -> tuple[StoreConfig,str]: # how its rows are made, and the root of its file names
     "What `store.json` says; BadInput where it is none, or newer than this library"
@@ -612,7 +659,7 @@ def read_config(folder:str|Path, # of a store
     try: return StoreConfig.from_json(json.dumps(o['config'])), o['root']
     except (KeyError, ValueError, TypeError) as e: raise BadInput(folder, f'store.json is damaged: {e}') from None
 
-# %% ../../nbs/25_data.store.ipynb #b015c48a
+# %% ../../nbs/25_data.store.ipynb #55b9fbe8
 @contextlib.contextmanager
 def _locked(folder): # make the folder, and keep others out of it
     import fcntl
@@ -627,14 +674,16 @@ def _locked(folder): # make the folder, and keep others out of it
     try: yield
     finally: path.unlink(missing_ok=True); f.close()
 
-# %% ../../nbs/25_data.store.ipynb #a2207dfd
+# %% ../../nbs/25_data.store.ipynb #a7b89348
 def _given(folder, config, options): # the configuration of a store; BadInput where an option contradicts it
     for k,v in options.items():
         if v is not None and v != getattr(config, k): raise BadInput(folder, f'its {k} is {getattr(config, k)}, not {v}; a store keeps what it was made with')
     return config
 
+# %% ../../nbs/25_data.store.ipynb #385a5878
 PROBE = 50 # files that decide about the kind of a store
 
+# %% ../../nbs/25_data.store.ipynb #c3db9905
 def _sample(files, kind): # the kind that most of the first files have, and the length of rows of light curves
     seen,longest,n,order = Counter(),0,0, [kind] if kind else list(KINDS)
     for n,path in enumerate(itertools.islice(files, PROBE), 1):
@@ -645,7 +694,7 @@ def _sample(files, kind): # the kind that most of the first files have, and the 
     best = max(KINDS, key=lambda k: seen[k])
     return n, best if seen[best] else None, -(-int(1.15*longest)//256)*256
 
-# %% ../../nbs/25_data.store.ipynb #9a49a14a
+# %% ../../nbs/25_data.store.ipynb #76bcbd88
 def _new_config(listing, paths, lists, kind, options): # BadInput where no kind of file is found
     options = {k: v for k,v in options.items() if v is not None}
     if kind != 'auto' and not (kind == 'lightcurves' and 'cadences' not in options): return StoreConfig(kind=kind, **options)
@@ -654,7 +703,7 @@ def _new_config(listing, paths, lists, kind, options): # BadInput where no kind 
     if best == 'lightcurves' and 'cadences' not in options: options['cadences'] = cadences
     return StoreConfig(kind=best or kind, **options)
 
-# %% ../../nbs/25_data.store.ipynb #18658a9a
+# %% ../../nbs/25_data.store.ipynb #64ec5c18
 def _opened(folder, listing, paths, lists, kind, root, options): # configuration and root of an old or new store
     if (folder/'store.json').exists():
         config,old = read_config(folder)
@@ -667,7 +716,7 @@ def _opened(folder, listing, paths, lists, kind, root, options): # configuration
     _write_config(folder, config, root)
     return config, root
 
-# %% ../../nbs/25_data.store.ipynb #f5ae7bdd
+# %% ../../nbs/25_data.store.ipynb #31843ef3
 @contextlib.contextmanager
 def dask_client(workers:int|None=None, # processes on this machine; None = one a core
                 scheduler:str|None=None, # address of a cluster's scheduler, such as tcp://10.0.0.1:8786
@@ -686,14 +735,16 @@ def dask_client(workers:int|None=None, # processes on this machine; None = one a
         except TimeoutError: raise BadInput(scheduler, 'the Dask scheduler there has no workers') from None
         yield client
 
+# %% ../../nbs/25_data.store.ipynb #c8b6d9fa
 def _cores(): return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
-# %% ../../nbs/25_data.store.ipynb #0b2997dd
+# %% ../../nbs/25_data.store.ipynb #149eb568
 def _outcome(number, get): # what a task returned, or why it did not
     try: return number, get(), ''
     except (KeyboardInterrupt, SystemExit): raise
     except Exception as e: return number, None, f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'
 
+# %% ../../nbs/25_data.store.ipynb #1c2c9ecb
 def _on_dask(client, folder, numbers): # outcomes, as they come
     from distributed import as_completed
     waiting,which = as_completed(loop=client.loop),{}
@@ -705,13 +756,14 @@ def _on_dask(client, folder, numbers): # outcomes, as they come
         yield from take(2*max(1, sum(client.nthreads().values())) - 1)
     yield from take(0)
 
-# %% ../../nbs/25_data.store.ipynb #0785656f
+# %% ../../nbs/25_data.store.ipynb #26a00174
 def _work(folder, numbers, workers, scheduler): # outcomes of all parts that are planned
     if workers == 0 or scheduler is None and len(numbers) == 1:
         for k in numbers: yield _outcome(k, lambda: write_part(str(folder), k))
         return
     with dask_client(workers, scheduler, os.path.abspath(folder/'.plan'/'dask')) as client: yield from _on_dask(client, os.path.abspath(folder), numbers)
 
+# %% ../../nbs/25_data.store.ipynb #812ec8dc
 def _enter(report, outcome): # into a report
     number,done,why = outcome
     if done is None: report.lost += (f'part {number}: {why}',); return
@@ -719,11 +771,12 @@ def _enter(report, outcome): # into a report
     report.files += files; report.rows += rows; report.failed += failed; report.parts += 1
     for o in told: _tell(report, o)
 
-# %% ../../nbs/25_data.store.ipynb #6c90c2ac
+# %% ../../nbs/25_data.store.ipynb #a1602adf
 def _clean(folder): # what a killed run left behind
     for p in [*folder.glob('.tmp-*'), *(folder/'.plan').glob('.tmp-*')]: p.unlink(missing_ok=True)
     shutil.rmtree(folder/'.plan'/'dask', ignore_errors=True)
 
+# %% ../../nbs/25_data.store.ipynb #b53a4b3f
 def _plan(folder, listing, paths, lists, config, root, again, report): # write down what is to be done
     if (folder/'.plan').exists(): settle(folder)
     (folder/'.plan').mkdir(exist_ok=True)
@@ -731,6 +784,7 @@ def _plan(folder, listing, paths, lists, config, root, again, report): # write d
     for k,some in enumerate(_in_parts(_new_files(folder, listing.files(paths, lists), root, again, report), config), number): _write_json(_plan_path(folder, k), dict(files=some))
     report.links = listing.links
 
+# %% ../../nbs/25_data.store.ipynb #00f39621
 def _do(folder, workers, scheduler, report, bar): # do what is planned
     numbers = [int(p.stem) for p in _plans(folder)]
     bar = bar and bar(sum(len(_read_json(_plan_path(folder, k))['files']) for k in numbers))
@@ -743,7 +797,7 @@ def _do(folder, workers, scheduler, report, bar): # do what is planned
         shutil.rmtree(folder/'.plan'/'dask', ignore_errors=True)
     settle(folder)
 
-# %% ../../nbs/25_data.store.ipynb #d21ae640
+# %% ../../nbs/25_data.store.ipynb #46699a01
 def prepare(paths:str|Path|Iterable[str|Path], # files and directories
             folder:str|Path, # the store: missing, empty, or one that is added to
             kind:str='auto', # 'spectra', 'lightcurves', 'gaia', or what most of the first files are
@@ -768,7 +822,7 @@ def prepare(paths:str|Path|Iterable[str|Path], # files and directories
         _do(folder, workers, scheduler, report, bar)
     return report
 
-# %% ../../nbs/25_data.store.ipynb #5379bf71
+# %% ../../nbs/25_data.store.ipynb #9aed08ec
 @contextlib.contextmanager
 def _made(folder): # remove a folder that came to nothing
     new = not folder.exists()
@@ -777,7 +831,7 @@ def _made(folder): # remove a folder that came to nothing
         if new and folder.exists() and not (folder/'store.json').exists(): shutil.rmtree(folder, ignore_errors=True)
         raise
 
-# %% ../../nbs/25_data.store.ipynb #6f426402
+# %% ../../nbs/25_data.store.ipynb #3ecd11d8
 class Store:
     "A store to read: `len`, `parts`, `wave`, `failures`, and an Arrow data set"
     def __init__(self,
