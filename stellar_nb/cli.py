@@ -568,6 +568,7 @@ def parser() -> argparse.ArgumentParser: # of the whole command
     from stellar_nb.cli_embed import add_embed
     from stellar_nb.cli_fetch import add_fetch
     from stellar_nb.cli_period import add_period
+    from stellar_nb.cli_prepare import add_prepare
     top = argparse.ArgumentParser('stellar_nb', description='Deep learning for stars, on the command line.', allow_abbrev=False)
     top.add_argument('--version', action='version', version=f'stellar_nb {__version__}', help='show the version')
     sub = top.add_subparsers(dest='command', metavar='COMMAND', required=True)
@@ -578,6 +579,7 @@ def parser() -> argparse.ArgumentParser: # of the whole command
     add_cube(sub)
     add_embed(sub)
     add_fetch(sub)
+    add_prepare(sub)
     return top
 
 # %% ../nbs/91_cli.ipynb #8d28c74a
