@@ -4,11 +4,24 @@ import pytest
 matplotlib.use('agg')
 
 
+def pytest_addoption(parser):
+    parser.addoption('--slow', action='store_true', help='also run what takes minutes')
+
+
 def pytest_configure(config):
     "Deprecations inside fastai and PyTorch are not ours to mend"
     config.addinivalue_line('filterwarnings', 'ignore::DeprecationWarning:torch')
     config.addinivalue_line('filterwarnings', 'ignore:The .mode.chained_assignment. option')
     config.addinivalue_line('filterwarnings', 'ignore:.torch.jit')
+    config.addinivalue_line('markers', 'slow: takes minutes; runs with --slow alone')
+
+
+def pytest_collection_modifyitems(config, items):
+    "Slow tests are left out unless they are asked for"
+    if config.getoption('--slow'): return
+    slow = [o for o in items if o.get_closest_marker('slow')]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [o for o in items if o not in slow]
 
 
 @pytest.fixture
