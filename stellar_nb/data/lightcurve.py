@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Iterable, Sequence
 
-import astropy.units as u, numpy as np, pandas as pd, pyarrow.parquet as pq, torch
+import astropy.units as u, numpy as np, pandas as pd, torch
 from astropy.io import ascii, fits
 from astropy.table import Table
 from fastcore.basics import patch
@@ -21,7 +21,7 @@ from fastcore.test import *
 from torch import Tensor
 
 from ..core import BadInput, data_dir
-from .spectra import MAX_PIXELS, _REFUSED, _card, _cells, _column, _damage, _hdus, _load, _numeric, _plain, _real, _table_columns, _walk
+from .spectra import _REFUSED, _card, _cells, _check_parquet, _column, _damage, _ecsv_lines, _hdus, _load, _numeric, _plain, _real, _table_columns, _walk
 from .views import *
 
 # %% ../../nbs/21_data.lightcurve.ipynb #be1a9865
@@ -239,21 +239,20 @@ def _of_astropy(name, table, layout): # our own record, or any table
 def _read_text(name, data):
     found = _cells(name, data)
     if found is None or not found[1]: raise BadInput(name, 'no layout that is known: FITS, CSV, ECSV or Parquet')
-    names,cells = found; n = len(names or cells[0][1])
-    if names is None and (n not in (2, 3) or not all(map(_numeric, cells[0][1]))): raise BadInput(name, 'no layout that is known: no line names the columns time and flux')
+    names,cells,odd = found; n = len(names or cells[0])
+    if names is None and (n not in (2, 3) or not all(map(_numeric, cells[0]))): raise BadInput(name, 'no layout that is known: no line names the columns time and flux')
     names = names or ['time', 'flux', 'flux_err'][:n]
     roles,_ = _roles(name, names)
-    if (odd := next(((i, c) for i,c in cells if len(c) != n), None)): raise BadInput(name, f'line {odd[0]+1} has {len(odd[1])} values instead of {n}')
-    text = lambda j: [c[j] for _,c in cells]
+    if odd: raise BadInput(name, f'line {odd[0]} has {odd[1]:,} values instead of {n}')
+    text = lambda j: [c[j] for c in cells]
     wanted = {*roles.values(), *(o for o in names if _bare(o) in _NAMES['flux'].split())}
     return _from_table(name, {k: np.array(text(j)) if k == roles.get('star') else _column(name, k, text(j)) for j,k in enumerate(names) if k in wanted}, 'text')
 
 # %% ../../nbs/21_data.lightcurve.ipynb #dfa2f78d
-def _read_ecsv(name, data): return _of_astropy(name, ascii.read(data.decode().splitlines(), format='ecsv'), 'ecsv')
+def _read_ecsv(name, data): return _of_astropy(name, ascii.read(_ecsv_lines(name, data), format='ecsv'), 'ecsv')
 
 def _read_parquet(name, data):
-    info = pq.ParquetFile(io.BytesIO(data)).metadata
-    if info.num_rows*info.num_columns > MAX_PIXELS: raise BadInput(name, f'claims {info.num_rows:,} rows')
+    _check_parquet(name, data)
     return _of_astropy(name, Table.read(io.BytesIO(data), format='parquet'), 'parquet')
 
 # %% ../../nbs/21_data.lightcurve.ipynb #f408de89

@@ -1,5 +1,6 @@
 "Cases run in a forked process, which is killed when it hangs; libraries are imported once, by the parent"
 import collections
+import contextlib
 import json
 import multiprocessing
 import os
@@ -11,6 +12,8 @@ import tempfile
 from pathlib import Path
 
 from . import content, mutate, oracle, seeds, traps
+
+with contextlib.suppress(ImportError): import specutils  # noqa: F401 - once, by the parent
 
 CHUNK = 300  # cases of a process
 SPARE = 3*2**30  # address space of a process beyond what it has at the start
@@ -79,8 +82,8 @@ class Worker:
     def _answer(self, target, path, base, size):
         self.pipe.send((target, str(path), base, size))
         try:
-            if self.pipe.poll(oracle.SECONDS): return self.pipe.recv()
-            why = f'no answer within {oracle.SECONDS} s'
+            if self.pipe.poll(oracle.PATIENCE): return self.pipe.recv()
+            why = f'no answer within {oracle.PATIENCE} s'
         except EOFError:
             self.process.join()
             why = f'the process died ({self.process.exitcode})'
