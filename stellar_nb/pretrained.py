@@ -263,6 +263,7 @@ def _network(folder):
     cls,config = _models[saved['model']]
     with _modest(folder, n): net = cls(config(**{k: tuple(v) if isinstance(v, list) else v for k,v in saved['config'].items()}))
     net.load_state_dict({k: v.float() if v.is_floating_point() else v for k,v in load_file(folder/'model.safetensors').items()})
+    if not all(v.isfinite().all() for v in net.state_dict().values()): raise BadInput(folder, 'some of its weights are NaN or infinite')
     return net.eval().requires_grad_(False)
 
 # %% ../nbs/90_pretrained.ipynb #4a4a8e31

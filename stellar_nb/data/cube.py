@@ -10,7 +10,7 @@ __all__ = ['MAX_VALUES', 'MAX_UNPACKED', 'Cube', 'AuxImage', 'spectral_axis', 't
            'Houston', 'read_houston']
 
 # %% ../../nbs/23_data.cube.ipynb #6b7bd307
-import gzip, io, math, re, struct, warnings, zipfile, zlib
+import gzip, io, math, mmap, re, struct, warnings, zipfile, zlib
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..core import BadInput, data_dir, generator, in_words
-from .spectra import MAX_WAVE, MIN_WAVE, _gunzip, _h5_array, _limit, air_to_vacuum
+from .spectra import MAX_WAVE, MIN_WAVE, _check_cards, _gunzip, _h5_array, _limit, air_to_vacuum
 
 # %% ../../nbs/23_data.cube.ipynb #cea5c568
 @dataclass(eq=False, repr=False)
@@ -179,13 +179,20 @@ _FLAGS,_WAVES = ('MASK', 'DQ', 'FLAGS', 'QUALITY', 'BAD'), ('WAVE', 'WAVELENGTH'
 _SPECTRAL = ('WAVE', 'AWAV', 'FREQ', 'WAVN', 'ENER', 'VRAD', 'VOPT', 'ZOPT', 'VELO', 'BETA', 'LINEAR', 'LAMBDA', 'LOG')
 
 # %% ../../nbs/23_data.cube.ipynb #f63fd5c7
+def _checked(path): # what astropy should open
+    if _zipped(path):
+        _check_cards(path.name, data := _gunzip(path.name, path.read_bytes(), MAX_UNPACKED))
+        return io.BytesIO(data)
+    with path.open('rb') as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data: _check_cards(path.name, data)
+    return path
+
 @contextmanager
 def _opened(path):
     "A FITS file without the warnings of its headers, which are many in old files"
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         try:
-            with fits.open(io.BytesIO(_gunzip(path.name, path.read_bytes(), MAX_UNPACKED)) if _zipped(path) else path) as hdus: yield hdus
+            with fits.open(_checked(path)) as hdus: yield hdus
         except OSError as e:
             if e.errno == 22: raise BadInput(path.name, 'a header claims more data than a file can hold') from None # astropy looks for what follows them
             raise

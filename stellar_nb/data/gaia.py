@@ -22,7 +22,7 @@ from sklearn.preprocessing import PowerTransformer
 from torch import Tensor
 
 from ..core import BadInput, data_dir, in_words
-from .spectra import MAX_COLUMNS, _check_parquet, _ecsv_lines, _hdus, _limit, _load
+from .spectra import MAX_COLUMNS, _check_cards, _check_parquet, _ecsv_lines, _hdus, _limit, _load
 
 # %% ../../nbs/22_data.gaia.ipynb #3a07b38f
 class GaiaColumn(NamedTuple):
@@ -90,6 +90,8 @@ def parse_source_id(ids:np.ndarray, # integers, or text with or without 'Gaia DR
                    ) -> np.ndarray: # int64, 0 where there is none
     "Gaia's numbers, exactly; ValueError for anything else, such as floating-point numbers that lost digits"
     a = ids.to_numpy() if hasattr(ids, 'to_numpy') else np.asarray(ids)
+    odd = np.array([]) if a.dtype.kind not in 'iuf' else a[(a < 0) | (a > 2**63-1) | (a % 1 > 0)]
+    if len(odd): raise ValueError(f'{odd[0]} is not a Gaia source_id')
     if a.dtype.kind in 'iu': return a.astype(np.int64)
     if a.dtype.kind == 'f' and (np.abs(a[~np.isnan(a)]) > 2**53).any(): raise ValueError('floating-point numbers, which cannot hold a source_id')
     if a.dtype.kind == 'f': return np.nan_to_num(a).astype(np.int64)
@@ -131,6 +133,7 @@ def _fixed(hdu): # without the columns whose cells differ in length: they can be
     return hdu if len(keep) == len(hdu.columns) else fits.BinTableHDU.from_columns(keep)
 
 def _read_fits(name, data):
+    _check_cards(name, data)
     with fits.open(io.BytesIO(data), memmap=False, disable_image_compression=True) as hdul:
         hdu = next((o for o in _hdus(name, hdul, data, MAX_TABLE) if isinstance(o, (fits.BinTableHDU, fits.TableHDU))), None)
         if hdu is None: raise BadInput(name, 'cannot be read as fits: no table in it')
@@ -166,6 +169,7 @@ def _read_csv(name, data):
 def _read_parquet(name, data):
     _check_parquet(name, data, MAX_TABLE)
     table = pq.read_table(io.BytesIO(data))
+    table.validate(full=True)
     out = table.to_pandas(ignore_metadata=True)
     for k in table.column_names:
         if k.lower() == 'source_id' and str(table[k].type).startswith(('int', 'uint')): out[k] = table[k].fill_null(0).to_numpy()

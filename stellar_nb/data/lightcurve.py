@@ -20,8 +20,8 @@ from fastcore.basics import patch
 from fastcore.test import *
 from torch import Tensor
 
-from ..core import BadInput, data_dir
-from .spectra import _REFUSED, _card, _cells, _check_parquet, _column, _damage, _ecsv_lines, _hdus, _load, _numeric, _plain, _real, _table_columns, _walk
+from ..core import BadInput, data_dir, printable
+from .spectra import _REFUSED, _card, _cells, _check_cards, _check_parquet, _column, _damage, _ecsv_lines, _hdus, _load, _numeric, _plain, _real, _table_columns, _walk
 from .views import *
 
 # %% ../../nbs/21_data.lightcurve.ipynb #be1a9865
@@ -47,7 +47,7 @@ def __len__(self:LightCurve): return len(self.time)
 @patch
 def __repr__(self:LightCurve):
     segments = ', '.join(map(str, np.unique(self.segment)[:20]))
-    return (f"LightCurve {self.star or '?'} [{self.mission or '?'} {segments}]: {len(self)} cadences of {1440*self.cadence:.2f} min "
+    return (f"LightCurve {printable(self.star) or '?'} [{self.mission or '?'} {segments}]: {len(self)} cadences of {1440*self.cadence:.2f} min "
             f"over {self.time[-1]-self.time[0]:.1f} d, {self.usable().mean():.1%} usable, magnitude {self.magnitude:.2f}")
 
 # %% ../../nbs/21_data.lightcurve.ipynb #0eac332c
@@ -127,6 +127,7 @@ def from_columns(name:str|Path, # the file, for messages
     _ordered_time(name, time[keep])
     y,e = (_floats(name, k, x, keep, n) for k,x in (('flux', flux), ('flux_err', flux_err)))
     if not np.isfinite(y).any(): raise BadInput(name, 'the flux is NaN or infinite everywhere')
+    e = np.where(e < 0, np.float32(np.nan), e)
     q,s,c = (_integers(name, k, x, keep, n) for k,x in (('quality', quality), ('segment', segment), ('cadenceno', cadenceno)))
     return LightCurve(time[keep], y, e, q, s, None if cadenceno is None else c, cadence=float(np.median(np.diff(time[keep]))), **facts)
 
@@ -183,6 +184,7 @@ def _no_light_curve(hdus): # why a FITS file holds none
     return f"no columns of time and flux among {', '.join(names[:8])}"
 
 def _read_fits(name, data):
+    _check_cards(name, data)
     with fits.open(io.BytesIO(data), memmap=False, disable_image_compression=True) as hdul:
         hdus = _hdus(name, hdul, data)
         if (out := _read_table(name, hdus) or _read_kepseismic(name, hdus)): return [out]
@@ -223,7 +225,7 @@ def _from_table(name, cols, layout, **facts): # records of a table {column: arra
     for star,rows in _stars(get('star'), len(get('time'))):
         part = {k: get(k)[rows] for k in ('time', 'flux', 'flux_err', 'quality', 'segment', 'cadenceno') if get(k) is not None}
         mag = float(np.nanmedian(_real(name, 'magnitude', get('magnitude')[rows]))) if 'magnitude' in roles else math.nan
-        known = dict(star=prefix + star if star.isdigit() else star, mission=mission, magnitude=mag, meta=dict(layout=layout, column=str(roles['flux'])))
+        known = dict(star=prefix + star if star.isdigit() else star, mission=mission, magnitude=mag if math.isfinite(mag) else math.nan, meta=dict(layout=layout, column=str(roles['flux'])))
         out.append(from_columns(f'{name} [{star}]' if len(out) or not isinstance(rows, slice) else name, **part, **known | facts))
     return out
 

@@ -19,7 +19,7 @@ from astropy.table import Table
 from fastcore.basics import patch
 from numpy.lib import format as npy
 
-from ..core import C_KMS, HAS_SPECUTILS, BadInput, data_dir, in_words
+from ..core import C_KMS, HAS_SPECUTILS, BadInput, data_dir, in_words, printable
 
 # %% ../../nbs/20_data.spectra.ipynb #dea8c381
 @dataclass(eq=False, repr=False)
@@ -36,7 +36,7 @@ class Spectrum:
     meta:dict=field(default_factory=dict) # survey, layout, file, ra, dec, class, … : JSON values only
     def __repr__(self):
         rv = f'{self.rv:.1f} km/s ({self.rv_source})' if np.isfinite(self.rv) else 'unknown'
-        return (f"Spectrum {self.id or '?'} [{self.meta.get('layout','')}]: {len(self.wave)} px {self.wave[0]:.0f}–{self.wave[-1]:.0f} Å, "
+        return (f"Spectrum {printable(self.id) or '?'} [{self.meta.get('layout','')}]: {len(self.wave)} px {self.wave[0]:.0f}–{self.wave[-1]:.0f} Å, "
                 f"{1-self.mask.mean():.1%} good, SNR {self.snr:.1f}, rv {rv}")
 
 # %% ../../nbs/20_data.spectra.ipynb #47f75d92
@@ -175,7 +175,7 @@ def from_arrays(name:str|Path, # the file's name, for messages
     flagged = np.zeros(flux.shape, bool) if mask is None else _like(name, 'mask', mask, flux.shape)!=0
     shared = {}
     weight = _weights(name, flux, _like(name, 'ivar', ivar, flux.shape), _like(name, 'error', error, flux.shape), shared)
-    bad = flagged | ~np.isfinite(flux) | (weight==0)
+    with np.errstate(all='ignore'): bad = flagged | ~np.isfinite(flux*np.sqrt(weight)) | (weight==0)
     if bad.all(): raise BadInput(name, _why(flux, weight, flagged))
     flux,weight = np.where(np.isfinite(flux), flux, 0.), np.where(bad, 0., weight)
     if not flux[~bad].any(): raise BadInput(name, 'the flux is zero everywhere')
@@ -305,6 +305,7 @@ def _gunzip(name, data, most=None):
 def _load(path, most=None):
     "Content of a regular file, unpacked; BadInput says why not"
     name = str(path)
+    if '\0' in name: raise BadInput(name, 'a name that no file can have')
     try:
         info = os.stat(path)
         if stat.S_ISDIR(info.st_mode):
@@ -315,7 +316,7 @@ def _load(path, most=None):
         data = Path(path).read_bytes()
     except FileNotFoundError: raise BadInput(name, 'no such file')
     except PermissionError: raise BadInput(name, 'permission denied')
-    except (OSError, ValueError) as e: raise BadInput(name, f"cannot be opened: {getattr(e, 'strerror', '') or 'a name that no file can have'}")
+    except OSError as e: raise BadInput(name, f'cannot be opened: {e.strerror or e}')
     if not data: raise BadInput(name, 'the file is empty')
     return _gunzip(name, data, most) if data[:2]==b'\x1f\x8b' else data
 
@@ -324,6 +325,16 @@ MAX_HDUS = 300
 MAX_COLUMNS = 10_000
 
 # %% ../../nbs/20_data.spectra.ipynb #38f503c9
+_COUNTS = (b'NAXIS   =', b'ZNAXIS  =', b'TFIELDS =')
+
+def _check_cards(name, data): # bytes or a memory map
+    "BadInput where a header counts more axes or columns than FITS has"
+    for key in _COUNTS:
+        at = data.find(key)
+        while at >= 0:
+            if re.match(rb' *\+?0*[1-9]\d{3}', data[at+9:at+80]): raise BadInput(name, f'damaged: {key[:8].decode().strip()} in a header is more than 999')
+            at = data.find(key, at+9)
+
 def _hdus(name, hdul, data, most=MAX_BYTES):
     "The header-data units, each of them inside the file"
     out,size = [],len(data)
@@ -484,6 +495,7 @@ def _read_xp_images(name, hdus, air):
 # %% ../../nbs/20_data.spectra.ipynb #d855c564
 def _read_fits(name, data, air=False, exposures=False, rows=None):
     "Any FITS layout; None where it is not known"
+    _check_cards(name, data)
     with fits.open(io.BytesIO(data), memmap=False, disable_image_compression=True) as hdul:
         hdus = _hdus(name, hdul, data)
         if (o := _read_image(name, hdus, air, exposures)): return o
@@ -620,7 +632,7 @@ def _check_parquet(name, data, most=None):
     f,limit = pq.ParquetFile(io.BytesIO(data)),_limit(len(data), most)
     groups = [f.metadata.row_group(i) for i in range(f.metadata.num_row_groups)]
     size = sum(o.total_byte_size + 8*sum(o.column(i).num_values for i in range(o.num_columns)) for o in groups)
-    text = [o.name for o in f.schema_arrow if str(o.type).removeprefix('large_') in ('string', 'binary')]
+    text = [o.name for o in f.schema_arrow if re.match('(large_)?(string|binary)|dictionary<values=(large_)?(string|binary)', str(o.type))]
     if size<=limit and text:
         for o in pq.read_table(io.BytesIO(data), columns=text, read_dictionary=text).columns:
             size += 4*len(o)*max((pc.max(pc.binary_length(c.dictionary)).as_py() or 0 for c in o.chunks if hasattr(c, 'dictionary')), default=0)

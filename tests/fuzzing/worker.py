@@ -109,8 +109,8 @@ def _spoil(good, seed, steps, name, folder):
     copy = folder/((name_of[name] if name else good.stem) + good.suffix + '_'*(name == 'name 16'))
     if good.is_dir(): shutil.copytree(good, copy)
     else: shutil.copyfile(good, copy)
-    for step in steps:
-        rng = random.Random(step)
+    for i, step in enumerate(steps):
+        rng = random.Random(f'{seed} {i} {step}')
         part = copy if copy.is_file() else _member(copy, rng)
         data = part.read_bytes()
         part.write_bytes(mutate.KINDS[rng.choice(mutate.fitting(data))](data, rng))
