@@ -1,4 +1,5 @@
 "Files made by hand to hurt: bombs, lies about sizes, ways out of the folder, things that are no files. `TRAPS[name].build(folder)` gives the path to read."
+import functools
 import gzip
 import io
 import json
@@ -61,15 +62,17 @@ def put(path, data):
 def block(*cards): return ''.join(o.ljust(80) for o in (*cards, 'END')).encode().ljust(-(-80*(len(cards)+1)//2880)*2880)
 
 
-def zeros(n, level=9):
+@functools.cache
+def zeros(n, level=1):
     "n zeros in gzip, quickly: one member of 64 MB many times"
     part = gzip.compress(bytes(2**26), level, mtime=0)
     return part*(n >> 26)
 
 
+@functools.cache
 def one_stream(n, head=b''):
     "head and n zeros in one gzip member, written piece by piece"
-    out, c = bytearray(), zlib.compressobj(9, zlib.DEFLATED, 31)
+    out, c = bytearray(), zlib.compressobj(1, zlib.DEFLATED, 31)
     out += c.compress(head)
     for _ in range(n >> 24): out += c.compress(bytes(2**24))
     return bytes(out + c.flush())
@@ -158,9 +161,9 @@ def deep_folder(d):
 @trap(*FILES)
 def gzip_of_zeros(d): return put(d/'zeros.fits.gz', zeros(2**31))
 @trap(*FILES)
-def gzip_of_a_header_and_zeros(d): return put(d/'stream.fits.gz', one_stream(2**30, b'SIMPLE  =                    T'.ljust(80)))
+def gzip_of_a_header_and_zeros(d): return put(d/'stream.fits.gz', one_stream(2**29, b'SIMPLE  =                    T'.ljust(80)))
 @trap(*FILES, quick=False)
-def gzip_of_a_table_of_zeros(d): return put(d/'table.csv.gz', one_stream(2**30, b'time,flux\n' + b'1,2\n'*50))
+def gzip_of_a_table_of_zeros(d): return put(d/'table.csv.gz', one_stream(2**29, b'time,flux\n' + b'1,2\n'*50))
 @trap(*FILES)
 def gzip_in_gzip(d):
     data = gzip.compress(b'time,flux\n1,2\n')
@@ -173,11 +176,11 @@ def gzip_of_nothing(d): return put(d/'nothing.fits.gz', gzip.compress(b''))
 @trap('spectra', 'cube', 'image')
 def zip_of_zeros(d):
     head = io.BytesIO()
-    np.lib.format.write_array_header_1_0(head, dict(descr='<f4', fortran_order=False, shape=(16, 4096, 4096)))
-    with zipfile.ZipFile(d/'zeros.npz', 'w', zipfile.ZIP_DEFLATED) as z:
+    np.lib.format.write_array_header_1_0(head, dict(descr='<f4', fortran_order=False, shape=(8, 4096, 4096)))
+    with zipfile.ZipFile(d/'zeros.npz', 'w', zipfile.ZIP_DEFLATED, compresslevel=1) as z:
         with z.open('cube.npy', 'w') as f:
             f.write(head.getvalue())
-            for _ in range(64): f.write(bytes(2**24))
+            for _ in range(32): f.write(bytes(2**24))
     return d/'zeros.npz'
 @trap('spectra', 'cube', 'image')
 def zip_that_lies(d):
@@ -426,7 +429,7 @@ def hdf5_of_1e15_values(d):
     return h5(d, fill)
 @trap('spectra', 'cube', 'image', quick=False)
 def hdf5_of_packed_zeros(d):
-    def fill(f): f.create_dataset('cube', data=np.zeros((100, 1000, 1000), 'f4'), compression='gzip', chunks=(10, 1000, 1000)); f.create_dataset('flux', data=np.zeros((2000, 20000)), compression='gzip'); f['wave'] = np.linspace(4000, 9000, 20000)
+    def fill(f): f.create_dataset('cube', data=np.zeros((60, 1000, 1000), 'f4'), compression='gzip', compression_opts=1, chunks=(10, 1000, 1000)); f.create_dataset('flux', data=np.zeros((1000, 20000)), compression='gzip', compression_opts=1); f['wave'] = np.linspace(4000, 9000, 20000)
     return h5(d, fill)
 @trap('spectra', 'cube', 'image')
 def hdf5_of_odd_kinds(d):
@@ -451,9 +454,9 @@ def mat_that_lies(d):
     data = (d/'lie.mat').read_bytes()
     return put(d/'lie.mat', data.replace(struct.pack('<iii', 3, 4, 5), struct.pack('<iii', 30000, 40000, 50000)))
 @trap('cube', 'image')
-def mat_of_objects(d): scipy.io.savemat(d/'objects.mat', dict(cube=np.array([[1, 'a', None, {'b': [1]}]], object), s=dict(a=dict(b=dict(c=1))))); return d/'objects.mat'
+def mat_of_objects(d): scipy.io.savemat(d/'objects.mat', dict(cube=np.array([[1, 'a', {'b': [1]}]], object), s=dict(a=dict(b=dict(c=1))))); return d/'objects.mat'
 @trap('cube', 'image')
-def mat_packed_header_bomb(d): return put(d/'bomb.mat', b'MATLAB 5.0 MAT-file'.ljust(116) + bytes(8) + b'\0\x01IM' + (lambda z: struct.pack('<II', 15, len(z)) + z)(zlib.compress(bytes(2**28), 9)))
+def mat_packed_header_bomb(d): return put(d/'bomb.mat', b'MATLAB 5.0 MAT-file'.ljust(116) + bytes(8) + b'\0\x01IM' + (lambda z: struct.pack('<II', 15, len(z)) + z)(zlib.compress(bytes(2**28), 1)))
 
 
 def envi(d, **fields):
@@ -491,7 +494,7 @@ def picture_of_zeros(d):
 @trap('image')
 def picture_of_4e18_pixels(d): return put(d/'huge.png', b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', 2**31-1, 2**31-1, 16, 6, 0, 0, 0)) + chunk(b'IDAT', zlib.compress(b'')) + chunk(b'IEND', b''))
 @trap('image')
-def picture_with_much_text(d): return put(d/'text.png', b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', 1, 1, 8, 0, 0, 0, 0)) + chunk(b'zTXt', b'a\0\0' + zlib.compress(bytes(2**28), 9)) + chunk(b'IDAT', zlib.compress(b'\0\0')) + chunk(b'IEND', b''))
+def picture_with_much_text(d): return put(d/'text.png', b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', 1, 1, 8, 0, 0, 0, 0)) + chunk(b'zTXt', b'a\0\0' + zlib.compress(bytes(2**28), 1)) + chunk(b'IDAT', zlib.compress(b'\0\0')) + chunk(b'IEND', b''))
 @trap('image')
 def tiff_in_a_ring(d): return put(d/'ring.tif', b'II*\0' + struct.pack('<I', 8) + struct.pack('<H', 2) + struct.pack('<HHII', 256, 4, 1, 10**9) + struct.pack('<HHII', 257, 4, 1, 10**9) + struct.pack('<I', 8))
 
