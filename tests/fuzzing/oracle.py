@@ -8,6 +8,8 @@ import json
 import os
 import re
 import stat
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -151,7 +153,6 @@ def command(target, path, good, base):
         try: status = main(argv)
         except BaseException as error: status, raised = -1, f'{type(error).__name__}: {error}'
         finally:
-            import sys
             sys.stdout.flush(), sys.stderr.flush()
             for k, fd in zip((1, 2), saved): os.dup2(fd, k), os.close(fd)
         texts = []
@@ -192,7 +193,6 @@ def memory():
 
 def judge(target, path, good, base, size):
     "Run a case in this process: a dict with `outcome`, `problems`, `said`, `mega`, `seconds`"
-    import time
     before = snapshot(base)
     with open('/proc/self/clear_refs', 'w') as f: f.write('5')  # the highest so far is forgotten
     resident, files, _ = memory()

@@ -159,7 +159,7 @@ def deep_folder(d):
 # --- gzip, zip
 
 @trap(*FILES)
-def gzip_of_zeros(d): return put(d/'zeros.fits.gz', zeros(2**31))
+def gzip_of_zeros(d): return put(d/'zeros.fits.gz', zeros(2**29))
 @trap(*FILES)
 def gzip_of_a_header_and_zeros(d): return put(d/'stream.fits.gz', one_stream(2**29, b'SIMPLE  =                    T'.ljust(80)))
 @trap(*FILES, quick=False)
@@ -170,7 +170,7 @@ def gzip_in_gzip(d):
     for _ in range(30): data = gzip.compress(data)
     return put(d/'nested.csv.gz', data)
 @trap(*FILES)
-def many_empty_members(d): return put(d/'members.csv.gz', gzip.compress(b'')*100000)
+def many_empty_members(d): return put(d/'members.csv.gz', gzip.compress(b'')*20000)
 @trap(*FILES)
 def gzip_of_nothing(d): return put(d/'nothing.fits.gz', gzip.compress(b''))
 @trap('spectra', 'cube', 'image')
@@ -251,6 +251,10 @@ def fits_without_end(d): return put(d/'endless.fits', b'SIMPLE  =               
 def fits_of_many_extensions(d): return put(d/'many.fits', image() + block("XTENSION= 'IMAGE   '", 'BITPIX  =                    8', 'NAXIS   =                    0', 'PCOUNT  =                    0', 'GCOUNT  =                    1')*5000)
 @trap(*FILES)
 def fits_of_wild_numbers(d): return put(d/'wild.fits', image(4, 4, 4, more=('BSCALE  =                  NaN', 'BZERO   =              1E999999', 'CRVAL3  =                  INF', "CTYPE3  = 'WAVE    '", 'CDELT3  =                  NaN', "CUNIT3  = 'm       '")) + bytes(2880))
+@trap(*FILES)
+def fits_of_1e18_axes(d): return put(d/'axes.fits', block('SIMPLE  =                    T', 'BITPIX  =                    8', 'NAXIS   =  9223372036854775807'))
+@trap(*FILES)
+def fits_of_1e18_axes_in_an_extension(d): return put(d/'axes.fits', image() + block("XTENSION= 'IMAGE   '", 'BITPIX  =                    8', 'NAXIS   =  9223372036854775807'))
 @trap('cube', 'image', 'spectra')
 def fits_scaled_to_infinity(d): return put(d/'scaled.fits', image(6, 5, 4, bitpix=16, more=('BSCALE  =              1E308', 'BZERO   =              1E308')) + b'\x7f\xff'*1440)
 @trap('cube')
@@ -378,6 +382,11 @@ def parquet_of_the_same_text(d):
     n = 20000
     text = pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, 'i4')), pa.array(['x'*10**6]))
     pq.write_table(pa.table(dict(time=np.arange(n)*1., flux=np.ones(n), wave=np.linspace(4000, 9000, n), star=text, id=text, spectrum=text, curve=text)), d/'text.parquet')
+    return d/'text.parquet'
+@trap(*SPECTRA, *TABLES)
+def parquet_of_bad_text(d):
+    text = pa.StringArray.from_buffers(20, pa.py_buffer(np.arange(21, dtype='i4').tobytes()), pa.py_buffer(b'\xff'*20))
+    pq.write_table(pa.table(dict(wave=np.linspace(4000., 9000, 20), flux=np.ones(20), time=np.arange(20.), star=text, kic=text, distance=np.ones(20), id=text, spectrum=text, curve=text)), d/'text.parquet')
     return d/'text.parquet'
 @trap(*SPECTRA, *TABLES)
 def parquet_of_lists(d):

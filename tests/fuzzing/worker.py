@@ -1,6 +1,7 @@
 "Cases run in a forked process, which is killed when it hangs; libraries are imported once, by the parent"
 import collections
 import contextlib
+import io
 import json
 import multiprocessing
 import os
@@ -8,6 +9,7 @@ import random
 import resource
 import shutil
 import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -24,6 +26,7 @@ def _serve(conn, good, home):
     import torch
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(k, 'w', closefd=False), 'utf-8', 'backslashreplace', write_through=True) for k in (1, 2))  # not those of pytest
     os.environ.update(HOME=str(home), XDG_CACHE_HOME=str(home), MPLBACKEND='agg', COLUMNS='120', IN_TEST='1')
     os.environ.pop('STELLAR_NB_MODELS', None)
     get, _ = os.pipe()
