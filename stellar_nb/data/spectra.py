@@ -672,7 +672,8 @@ def _dispatch(name, path, **opts):
     magic = next((o for o in _READERS if head.startswith(o)), None)
     if magic==b'\x89HDF\r\n\x1a\n' and not big: data = io.BytesIO(data)
     out = (_READERS[magic] if magic else _read_text)(name, data, **opts)
-    return out or _read_specutils(name, path, opts['air'])
+    packed = magic is None and len(data)!=os.path.getsize(path) # and no FITS: other readers would search it for headers without end
+    return out or (None if packed else _read_specutils(name, path, opts['air']))
 
 # %% ../../nbs/20_data.spectra.ipynb #86fa0228
 def _damage(error):
