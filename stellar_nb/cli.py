@@ -565,6 +565,7 @@ def _add(sub, name, help, description, epilog, options, run):
 class _Parser(argparse.ArgumentParser):
     def error(self, message): super().error(shown(message))
 
+# %% ../nbs/91_cli.ipynb #d59a694e
 def parser() -> argparse.ArgumentParser: # of the whole command
     "The command's options"
     from stellar_nb.cli_classify import add_classify

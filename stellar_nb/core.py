@@ -106,6 +106,7 @@ class BadInput(ValueError):
 _jargon = re.compile(r"NoneType|object|attribute|index|out of (range|bounds)|argument|subscript|iterable|operand|broadcast|unpack|literal|<|0x|hashable|len\(|numpy|dtype|supported|must be|convert|setting an|truth value|reshape|array|tuple|string|float|\w+Error|codec|recursion|referenced|torch|tensor|__|lambda|self\b", re.I)
 _known = {MemoryError: 'it claims more data than there is memory', UnicodeError: 'its text is not UTF-8', RecursionError: 'it is nested too deeply'}
 
+# %% ../nbs/00_core.ipynb #d22bcefa
 def in_words(error:Exception, # what a library raised over a file
             ) -> str: # a clause for `BadInput`
     "An unforeseen error in words"

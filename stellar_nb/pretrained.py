@@ -220,6 +220,7 @@ def find_model(name:str|Path, # name of a shipped model, or the path of a folder
 # %% ../nbs/90_pretrained.ipynb #cfea33a2
 _names = ('config.json', 'preprocessing.json', 'card.md', 'domain.safetensors', 'model.safetensors')
 
+# %% ../nbs/90_pretrained.ipynb #713e5b59
 def _saved(folder): # configuration, and how many numbers the weights are
     for k in _names:
         if os.path.lexists(p := folder/k) and not p.is_file(): raise BadInput(folder, f'{k} is not a regular file')
@@ -230,6 +231,7 @@ def _saved(folder): # configuration, and how many numbers the weights are
 # %% ../nbs/90_pretrained.ipynb #3d012e5f
 _makers = ('arange', 'empty', 'eye', 'full', 'linspace', 'logspace', 'ones', 'rand', 'randn', 'zeros')
 
+# %% ../nbs/90_pretrained.ipynb #f31b9c3b
 class _Modest(TorchFunctionMode):
     "Calls `refuse` before a tensor of more than `most` numbers is made"
     def __init__(self, refuse, most):

@@ -72,12 +72,14 @@ def spectral_axis(shape:tuple[int,int,int], # of the array
 MAX_VALUES = 2**29 # of a cube or image in memory
 MAX_UNPACKED = 2**33 # bytes of a packed file
 
+# %% ../../nbs/23_data.cube.ipynb #7a981652
 def _check_size(name, shape, part=None):
     if part is not None: shape = [len(range(*s.indices(n))) for s,n in zip(part, shape)]
     n = math.prod(int(k) for k in shape)
     if n > MAX_VALUES: raise BadInput(name, f'{n:,} values, more than {MAX_VALUES:,}; read a part of it with part=(slice, slice, slice)')
     if n == 0: raise BadInput(name, 'the array is empty')
 
+# %% ../../nbs/23_data.cube.ipynb #54a3f3db
 def _check_growth(path, size): # unpacked bytes
     if size > (most := _limit(path.stat().st_size, MAX_UNPACKED)): raise BadInput(path.name, f'it unpacks to more than {most >> 20:,} MB')
 
@@ -186,6 +188,7 @@ def _checked(path): # what astropy should open
     with path.open('rb') as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data: _check_cards(path.name, data)
     return path
 
+# %% ../../nbs/23_data.cube.ipynb #8b56c35a
 @contextmanager
 def _opened(path):
     "A FITS file without the warnings of its headers, which are many in old files"
@@ -426,6 +429,7 @@ def _npy_shapes(path):
 # %% ../../nbs/23_data.cube.ipynb #df494030
 _NUMERIC = ('double', 'single', 'int8', 'uint8', 'int16', 'uint16', 'int32', 'uint32', 'int64', 'uint64', 'logical')
 
+# %% ../../nbs/23_data.cube.ipynb #3bd2c053
 def _unpacked(f, order, most): # bytes of what is packed in a MATLAB file, counted no further than `most`
     total = 0
     while len(head := f.read(8)) == 8 and total <= most:
@@ -434,6 +438,7 @@ def _unpacked(f, order, most): # bytes of what is packed in a MATLAB file, count
         while kind == 15 and data and total <= most: total,data = total+len(d.decompress(data, 2**20)), d.unconsumed_tail
     return total
 
+# %% ../../nbs/23_data.cube.ipynb #08847fe7
 def _mat_shapes(path):
     size = path.stat().st_size
     with path.open('rb') as f:
@@ -441,17 +446,20 @@ def _mat_shapes(path):
         _check_growth(path, packed := _unpacked(f, order, _limit(size, MAX_UNPACKED)))
     return {k: s for k,s,kind in scipy.io.whosmat(path) if kind in _NUMERIC and 0 <= math.prod(map(int, s)) <= max(size, packed)}
 
+# %% ../../nbs/23_data.cube.ipynb #11ce0e6f
 def _mat_get(path, key): return scipy.io.loadmat(path, variable_names=[key])[key]
 
 # %% ../../nbs/23_data.cube.ipynb #0e988339
 def _h5_arrays(f): return {k: v for k in f if (v := _h5_array(f, k)) is not None and v.shape and v.dtype.kind in 'fiub'}
 
+# %% ../../nbs/23_data.cube.ipynb #6f5f10b8
 def _h5_shapes(path):
     with h5py.File(path) as f:
         found = _h5_arrays(f)
         _check_growth(path, sum(v.nbytes for v in found.values()))
         return {k: v.shape[::-1] for k,v in found.items()}
 
+# %% ../../nbs/23_data.cube.ipynb #fddd103b
 def _h5_get(path, key):
     with h5py.File(path) as f: return _h5_array(f, key)[()].T
 

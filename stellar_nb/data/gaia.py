@@ -132,6 +132,7 @@ def _fixed(hdu): # without the columns whose cells differ in length: they can be
     keep = [o for o in hdu.columns if not re.match(r'\d*[PQ]', o.format)]
     return hdu if len(keep) == len(hdu.columns) else fits.BinTableHDU.from_columns(keep)
 
+# %% ../../nbs/22_data.gaia.ipynb #ca9602f7
 def _read_fits(name, data):
     _check_cards(name, data)
     with fits.open(io.BytesIO(data), memmap=False, disable_image_compression=True) as hdul:
@@ -139,6 +140,7 @@ def _read_fits(name, data):
         if hdu is None: raise BadInput(name, 'cannot be read as fits: no table in it')
         return _frame(Table.read(_fixed(hdu)))
 
+# %% ../../nbs/22_data.gaia.ipynb #d7f3ce8e
 def _check_votable(name, data):
     "BadInput where the table lies elsewhere or claims far more than its bytes hold"
     if re.search(rb'<(\w+:)?STREAM[^>]*\shref\s*=', data): raise BadInput(name, 'its values lie in another file')
@@ -146,10 +148,12 @@ def _check_votable(name, data):
     rows = max([len(re.findall(rb'<(?:\w+:)?TR[\s>/]', data)), *number(b'nrows')])
     if 8*rows*sum(number(b'arraysize')) > _limit(len(data), MAX_TABLE): raise BadInput(name, f'claims {rows:,} rows with cells far larger than the file')
 
+# %% ../../nbs/22_data.gaia.ipynb #6a676f7d
 def _read_votable(name, data):
     _check_votable(name, data)
     return _frame(Table.read(io.BytesIO(data), format='votable', use_names_over_ids=True))
 
+# %% ../../nbs/22_data.gaia.ipynb #ae5d47c2
 def _read_ecsv(name, data): return _frame(Table.read(_ecsv_lines(name, data), format='ascii.ecsv', fill_values=[('', '0'), ('null', '0')]))
 
 # %% ../../nbs/22_data.gaia.ipynb #6e15ac6b

@@ -290,6 +290,7 @@ MAX_GROWTH = 25 # unpacked over packed size, beyond 64 MB
 def _limit(size, most=None): # bytes that a file of `size` may unpack to
     return min(most or MAX_BYTES, max(2**26, MAX_GROWTH*size))
 
+# %% ../../nbs/20_data.spectra.ipynb #d4a548f3
 def _gunzip(name, data, most=None):
     "All members of a gzip stream, within the limits"
     limit = _limit(len(data), most)
@@ -327,6 +328,7 @@ MAX_COLUMNS = 10_000
 # %% ../../nbs/20_data.spectra.ipynb #38f503c9
 _COUNTS = (b'NAXIS   =', b'ZNAXIS  =', b'TFIELDS =')
 
+# %% ../../nbs/20_data.spectra.ipynb #f2f19d9e
 def _check_cards(name, data): # bytes or a memory map
     "BadInput where a header counts more axes or columns than FITS has"
     for key in _COUNTS:
@@ -335,6 +337,7 @@ def _check_cards(name, data): # bytes or a memory map
             if re.match(rb' *\+?0*[1-9]\d{3}', data[at+9:at+80]): raise BadInput(name, f'damaged: {key[:8].decode().strip()} in a header is more than 999')
             at = data.find(key, at+9)
 
+# %% ../../nbs/20_data.spectra.ipynb #54f58d2d
 def _hdus(name, hdul, data, most=MAX_BYTES):
     "The header-data units, each of them inside the file"
     out,size = [],len(data)
@@ -575,6 +578,7 @@ def _rows(lines, split, n): # [cells] of each line, up to the first that has not
         if len(out[-1])!=n: return out, (i+1, len(out[-1]))
     return out, None
 
+# %% ../../nbs/20_data.spectra.ipynb #cbc064f5
 def _cells(name, data):
     "(column names or None, rows of cells, the first odd row) of a text file; None where it is not text"
     if b'\0' in data or len(data)>2**28: return None
@@ -622,6 +626,7 @@ def _ecsv_lines(name, data):
     if (most := max(sizes, default=0))>2**16: raise BadInput(name, f'a cell claims {most:,} values')
     return data.decode().splitlines()
 
+# %% ../../nbs/20_data.spectra.ipynb #19a49be8
 def _read_ecsv(name, data, air=False, exposures=False, rows=None):
     "astropy's own text table"
     return _of_table(name, ascii.read(_ecsv_lines(name, data), format='ecsv'), air, rows)
@@ -638,6 +643,7 @@ def _check_parquet(name, data, most=None):
             size += 4*len(o)*max((pc.max(pc.binary_length(c.dictionary)).as_py() or 0 for c in o.chunks if hasattr(c, 'dictionary')), default=0)
     if size>limit: raise BadInput(name, f'it unpacks to more than {limit>>20:,} MB')
 
+# %% ../../nbs/20_data.spectra.ipynb #3f2e28e9
 def _read_parquet(name, data, air=False, exposures=False, rows=None):
     "A Parquet table with a row a pixel"
     _check_parquet(name, data)
