@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help install test reproduce reproduce-full figures site export clean
+.PHONY: help install test slow reproduce reproduce-full figures site export clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -19,6 +19,9 @@ $(BIN)/.installed: setup.py settings.ini pyproject.toml
 test: install  ## run every notebook and the tests of tests/
 	STELLAR_NB_SMOKE=1 OMP_NUM_THREADS=1 NUMBA_OPT=0 $(BIN)/nbdev-test --n-workers 2 --cell-timing-min 10
 	OMP_NUM_THREADS=1 NUMBA_OPT=0 $(BIN)/python -m pytest tests -n 2 --dist loadfile
+
+slow: install  ## read 6,000 hostile files and run the other slow tests; minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --slow -m slow
 
 reproduce: install  ## train, draw every figure anew, build the site into _docs/
 	$(BIN)/python scripts/reproduce.py

@@ -47,6 +47,7 @@ _first = [[k for k in COLUMNS if k != 'model'], 'file status reason modalities s
 def is_predictions(path:str|Path, # a file
                   ) -> bool: # False also where it cannot be opened
     "Is this a table that `predict`, `classify`, `period`, `cube` or `embed` wrote?"
+    if not os.path.isfile(path): return False
     try:
         with open(path, 'rb') as f: head = f.read(2**14)
         if head[:4] == b'PAR1':
@@ -561,6 +562,10 @@ def _add(sub, name, help, description, epilog, options, run):
     options(p)
 
 # %% ../nbs/91_cli.ipynb #9fa219e2
+class _Parser(argparse.ArgumentParser):
+    def error(self, message): super().error(shown(message))
+
+# %% ../nbs/91_cli.ipynb #d59a694e
 def parser() -> argparse.ArgumentParser: # of the whole command
     "The command's options"
     from stellar_nb.cli_classify import add_classify
@@ -569,7 +574,7 @@ def parser() -> argparse.ArgumentParser: # of the whole command
     from stellar_nb.cli_fetch import add_fetch
     from stellar_nb.cli_period import add_period
     from stellar_nb.cli_prepare import add_prepare
-    top = argparse.ArgumentParser('stellar_nb', description='Deep learning for stars, on the command line.', allow_abbrev=False)
+    top = _Parser('stellar_nb', description='Deep learning for stars, on the command line.', allow_abbrev=False)
     top.add_argument('--version', action='version', version=f'stellar_nb {__version__}', help='show the version')
     sub = top.add_subparsers(dest='command', metavar='COMMAND', required=True)
     _add(sub, 'predict', 'T_eff, log g and [Fe/H] from spectra', 'T_eff, log g and [Fe/H] from spectra: LAMOST and SDSS FITS files, PFS, Gaia XP, CSV tables and others.',

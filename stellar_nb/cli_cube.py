@@ -45,6 +45,7 @@ def bare_name(path:'str|Path', # of a cube or an image
 def is_own(path:'str|Path', # a file
           ) -> bool: # False also where it cannot be opened
     "Did this command write it?"
+    if not os.path.isfile(path): return False
     try:
         with open(path, 'rb') as f: return b"CREATOR = 'stellar_nb cube" in f.read(2880)
     except OSError: return False
@@ -55,7 +56,7 @@ def find_cubes(paths:'str|Path|Iterable', # files and directories
     "Expand directories into the cubes below them"
     paths = [paths] if isinstance(paths, (str, Path)) else paths
     hidden = lambda o, p: any(k.startswith('.') for k in o.relative_to(p).parts)
-    below = lambda p: sorted(o for o in p.rglob('*') if o.is_file() and _cube_ends.search(o.name) and not hidden(o, p) and not is_own(o))
+    below = lambda p: sorted(o for o in p.rglob('*') if o.is_file() and _cube_ends.search(o.name) and not hidden(o, p) and o.resolve().is_relative_to(p.resolve()) and not is_own(o))
     return list(dict.fromkeys(o for p in map(Path, paths) for o in (below(p) if p.is_dir() else [p])))
 
 # %% ../nbs/91d_cli_cube.ipynb #6ba8f283
@@ -63,7 +64,7 @@ def find_cubes(paths:'str|Path|Iterable', # files and directories
 def _by_name(folder, changed): # name without ending → files, listed once
     out = {}
     for o in os.listdir(folder):
-        if not o.startswith('.'): out.setdefault(bare_name(o), []).append(o)
+        if not o.startswith('.') and os.path.realpath(os.path.join(folder, o)).startswith(os.path.join(folder, '')): out.setdefault(bare_name(o), []).append(o)
     return out
 
 # %% ../nbs/91d_cli_cube.ipynb #812a9e4f

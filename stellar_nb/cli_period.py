@@ -8,7 +8,7 @@ __all__ = ['PERIOD_TABLE', 'MIN_DAYS', 'MIN_SEEN', 'MAX_CADENCE', 'SHORT', 'star
            'period_rows', 'period_files', 'period', 'period_terminal', 'plot_period', 'add_period', 'run_period']
 
 # %% ../nbs/91c_cli_period.ipynb #8196fe01
-import argparse, math, os, re, warnings
+import argparse, gzip, math, os, re, warnings
 from pathlib import Path
 from typing import Callable, Iterable, Iterator, NamedTuple
 
@@ -39,10 +39,13 @@ def stars_in(path:'str|Path|LightCurve', # a file, or a record
     "The stars whose light curves a file holds"
     from astropy.io import fits
     from stellar_nb.data.lightcurve import read_lightcurves
+    from stellar_nb.data.spectra import MAX_BYTES, _check_cards
     try:
         if not isinstance(path, (str, Path)): return [o for o in [path.star] if o]
-        if os.path.isfile(path) and re.search(r'\.fits?(\.gz)?$', str(path), re.I): return [o for o in [fits.getheader(path)['OBJECT']] if o]
-        quick = _stars_of_csv(path) if os.path.isfile(path) and str(path).lower().endswith('.csv') else None
+        if os.path.isfile(path) and re.search(r'\.fits?(\.gz)?$', str(path), re.I):
+            with (gzip.open if str(path).lower().endswith('.gz') else open)(path, 'rb') as f: _check_cards(path, f.read(2**18))
+            return [o for o in [fits.getheader(path)['OBJECT']] if o]
+        quick = _stars_of_csv(path) if os.path.isfile(path) and os.path.getsize(path) <= MAX_BYTES and str(path).lower().endswith('.csv') else None
         return [o.star for o in read_lightcurves(path) if o.star] if quick is None else quick
     except Exception: return []
 

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['HAS_MAMBA', 'HAS_SPECUTILS', 'C_KMS', 'seed_everything', 'generator', 'default_device', 'smoke', 'pick',
-           'package_data', 'result_path', 'data_dir', 'BadInput', 'atomic_path', 'leftovers', 'progress', 'JsonConfig']
+           'package_data', 'result_path', 'data_dir', 'printable', 'BadInput', 'in_words', 'atomic_path', 'leftovers',
+           'progress', 'JsonConfig']
 
 # %% ../nbs/00_core.ipynb #6fc4536f
-import contextlib, glob, json, os, random, tempfile
+import contextlib, glob, json, os, random, re, tempfile
 from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -86,15 +87,36 @@ def data_dir(*parts:str, # path below the folder of real observations
 C_KMS = 299792.458 # speed of light, km/s
 
 # %% ../nbs/00_core.ipynb #749e24c9
+def printable(text:str|Path, # anything, perhaps with line breaks, control characters or bytes that are no UTF-8
+             ) -> str: # what is not printable as an escape, such as \\n
+    "Text on one line that no terminal takes for a command"
+    return ''.join(o if o.isprintable() else repr(o)[1:-1] for o in str(text))
+
+# %% ../nbs/00_core.ipynb #02087e12
 class BadInput(ValueError):
-    "An input that cannot be used: `str(e)` is `name: reason`"
+    "An input that cannot be used: `str(e)` is `name: reason`, one printable line"
     def __init__(self,
                  name:str|Path, # the file (or the star)
                  reason:str, # one clause in plain words
                 ):
-        self.name,self.reason = str(name),reason
-        super().__init__(self.name, reason)
-    def __str__(self): return f'{self.name}: {self.reason}'
+        self.name,self.reason = str(name),printable(reason)
+        super().__init__(self.name, self.reason)
+    def __str__(self): return f'{printable(self.name)}: {self.reason}'
+
+# %% ../nbs/00_core.ipynb #ad14fc61
+_jargon = re.compile(r"NoneType|object|attribute|index|out of (range|bounds)|argument|subscript|iterable|operand|broadcast|unpack|literal|<|0x|hashable|len\(|numpy|dtype|supported|must be|convert|setting an|truth value|reshape|array|tuple|string|float|\w+Error|codec|recursion|referenced|torch|tensor|__|lambda|self\b", re.I)
+_known = {MemoryError: 'it claims more data than there is memory', UnicodeError: 'its text is not UTF-8', RecursionError: 'it is nested too deeply'}
+
+# %% ../nbs/00_core.ipynb #d22bcefa
+def in_words(error:Exception, # what a library raised over a file
+            ) -> str: # a clause for `BadInput`
+    "An unforeseen error in words"
+    text = ' '.join(printable(' '.join(str(error).split()))[:120].split())
+    if isinstance(error, OSError) and error.strerror: return error.strerror
+    if isinstance(error, KeyError): return 'it lacks ' + re.sub(r"^Keyword '?(.+?)'? not found\.?$", r'the header card \1', text.strip('"\''))
+    if known := next((v for k,v in _known.items() if isinstance(error, k)), 'Unable to allocate' in text and _known[MemoryError]): return known
+    plain = isinstance(error, (OSError, ValueError, SyntaxError)) or type(error).__module__ != 'builtins'
+    return text.rstrip('.') if text and plain and not _jargon.search(text) else 'its header and what follows do not fit together'
 
 # %% ../nbs/00_core.ipynb #a4b4a68e
 def _sync(path): # force a file's bytes, or a folder's entries, to the disk

@@ -7,14 +7,17 @@ __all__ = ['RV_PIXEL', 'LabelModel', 'median_snr', 'read_inputs', 'quantiles', '
            'save_pretrained', 'find_model', 'load_pretrained']
 
 # %% ../nbs/90_pretrained.ipynb #d4d97a28
-import contextlib, json, os, re, shutil, tempfile
+import contextlib, json, math, os, re, shutil, tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
 from fastcore.test import *
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_buffer_registration_hook, register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from .aligned import AlignedModel, restore_aligned
 from .classifier import ClassModel, restore_classes
@@ -209,17 +212,60 @@ def find_model(name:str|Path, # name of a shipped model, or the path of a folder
     own = os.environ.get('STELLAR_NB_MODELS')
     if os.sep not in str(name):
         if own and (Path(own)/name/'config.json').exists(): return Path(own)/name
-        with contextlib.suppress(FileNotFoundError): return package_data('models', name, 'config.json').parent
-    if (Path(name)/'config.json').exists(): return Path(name)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError): return package_data('models', name, 'config.json').parent
+    with contextlib.suppress(OSError):
+        if (Path(name)/'config.json').exists(): return Path(name)
     raise BadInput(name, 'no such model (neither the name of a shipped one nor a folder with a config.json)')
+
+# %% ../nbs/90_pretrained.ipynb #cfea33a2
+_names = ('config.json', 'preprocessing.json', 'card.md', 'domain.safetensors', 'model.safetensors')
+
+# %% ../nbs/90_pretrained.ipynb #713e5b59
+def _saved(folder): # configuration, and how many numbers the weights are
+    for k in _names:
+        if os.path.lexists(p := folder/k) and not p.is_file(): raise BadInput(folder, f'{k} is not a regular file')
+        if p.suffix != '.safetensors' and p.is_file() and p.stat().st_size > 2**24: raise BadInput(folder, f'{k} is larger than 16 MB')
+    with safe_open(folder/'model.safetensors', 'pt') as f: n = sum(math.prod(f.get_slice(k).get_shape()) for k in f.keys())
+    return json.loads((folder/'config.json').read_text()), n
+
+# %% ../nbs/90_pretrained.ipynb #3d012e5f
+_makers = ('arange', 'empty', 'eye', 'full', 'linspace', 'logspace', 'ones', 'rand', 'randn', 'zeros')
+
+# %% ../nbs/90_pretrained.ipynb #f31b9c3b
+class _Modest(TorchFunctionMode):
+    "Calls `refuse` before a tensor of more than `most` numbers is made"
+    def __init__(self, refuse, most):
+        super().__init__()
+        self.refuse,self.most = refuse,most
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, '__name__', '') in _makers:
+            sizes = args[0] if args and isinstance(args[0], (tuple, list)) else args
+            if math.prod(o for o in sizes if isinstance(o, int) and o > 0) > self.most: self.refuse()
+        return func(*args, **(kwargs or {}))
+
+# %% ../nbs/90_pretrained.ipynb #640e040d
+@contextlib.contextmanager
+def _modest(folder, n): # while a network is built whose weights are n numbers
+    held = 0
+    def refuse(): raise BadInput(folder, f'its configuration asks for a larger network than its {n:,} weights')
+    def count(module, name, tensor):
+        nonlocal held
+        held += 0 if tensor is None else tensor.numel()
+        if held > 2*n + 2**16: refuse()
+    hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
+    try:
+        with _Modest(refuse, 2*n + 2**22): yield
+    finally:
+        for o in hooks: o.remove()
 
 # %% ../nbs/90_pretrained.ipynb #26dc2095
 def _network(folder):
-    saved = json.loads((folder/'config.json').read_text())
+    saved,n = _saved(folder)
     if saved.get('model') not in _models: raise BadInput(folder, f"a model of unknown kind {saved.get('model')!r}")
     cls,config = _models[saved['model']]
-    net = cls(config(**{k: tuple(v) if isinstance(v, list) else v for k,v in saved['config'].items()}))
+    with _modest(folder, n): net = cls(config(**{k: tuple(v) if isinstance(v, list) else v for k,v in saved['config'].items()}))
     net.load_state_dict({k: v.float() if v.is_floating_point() else v for k,v in load_file(folder/'model.safetensors').items()})
+    if not all(v.isfinite().all() for v in net.state_dict().values()): raise BadInput(folder, 'some of its weights are NaN or infinite')
     return net.eval().requires_grad_(False)
 
 # %% ../nbs/90_pretrained.ipynb #4a4a8e31
@@ -241,4 +287,4 @@ def load_pretrained(name:str|Path='specvit_lamost', # name of a shipped model, o
     folder = find_model(name)
     try: return _prep(folder, _network(folder))
     except BadInput: raise
-    except Exception as e: raise BadInput(folder, f'not a readable model ({type(e).__name__}: {(str(e).splitlines() or [""])[0]})') from None
+    except Exception as e: raise BadInput(folder, f'not a readable model ({in_words(e)})') from None

@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Iterable, Sequence
 
-import astropy.units as u, numpy as np, pandas as pd, pyarrow.parquet as pq, torch
+import astropy.units as u, numpy as np, pandas as pd, torch
 from astropy.io import ascii, fits
 from astropy.table import Table
 from fastcore.basics import patch
 from fastcore.test import *
 from torch import Tensor
 
-from ..core import BadInput, data_dir
-from .spectra import MAX_PIXELS, _REFUSED, _card, _cells, _column, _damage, _hdus, _load, _numeric, _plain, _real, _table_columns, _walk
+from ..core import BadInput, data_dir, printable
+from .spectra import _REFUSED, _card, _cells, _check_cards, _check_parquet, _column, _damage, _ecsv_lines, _hdus, _load, _numeric, _plain, _real, _table_columns, _walk
 from .views import *
 
 # %% ../../nbs/21_data.lightcurve.ipynb #be1a9865
@@ -47,7 +47,7 @@ def __len__(self:LightCurve): return len(self.time)
 @patch
 def __repr__(self:LightCurve):
     segments = ', '.join(map(str, np.unique(self.segment)[:20]))
-    return (f"LightCurve {self.star or '?'} [{self.mission or '?'} {segments}]: {len(self)} cadences of {1440*self.cadence:.2f} min "
+    return (f"LightCurve {printable(self.star) or '?'} [{self.mission or '?'} {segments}]: {len(self)} cadences of {1440*self.cadence:.2f} min "
             f"over {self.time[-1]-self.time[0]:.1f} d, {self.usable().mean():.1%} usable, magnitude {self.magnitude:.2f}")
 
 # %% ../../nbs/21_data.lightcurve.ipynb #0eac332c
@@ -127,6 +127,7 @@ def from_columns(name:str|Path, # the file, for messages
     _ordered_time(name, time[keep])
     y,e = (_floats(name, k, x, keep, n) for k,x in (('flux', flux), ('flux_err', flux_err)))
     if not np.isfinite(y).any(): raise BadInput(name, 'the flux is NaN or infinite everywhere')
+    e = np.where(e < 0, np.float32(np.nan), e)
     q,s,c = (_integers(name, k, x, keep, n) for k,x in (('quality', quality), ('segment', segment), ('cadenceno', cadenceno)))
     return LightCurve(time[keep], y, e, q, s, None if cadenceno is None else c, cadence=float(np.median(np.diff(time[keep]))), **facts)
 
@@ -183,6 +184,7 @@ def _no_light_curve(hdus): # why a FITS file holds none
     return f"no columns of time and flux among {', '.join(names[:8])}"
 
 def _read_fits(name, data):
+    _check_cards(name, data)
     with fits.open(io.BytesIO(data), memmap=False, disable_image_compression=True) as hdul:
         hdus = _hdus(name, hdul, data)
         if (out := _read_table(name, hdus) or _read_kepseismic(name, hdus)): return [out]
@@ -223,7 +225,7 @@ def _from_table(name, cols, layout, **facts): # records of a table {column: arra
     for star,rows in _stars(get('star'), len(get('time'))):
         part = {k: get(k)[rows] for k in ('time', 'flux', 'flux_err', 'quality', 'segment', 'cadenceno') if get(k) is not None}
         mag = float(np.nanmedian(_real(name, 'magnitude', get('magnitude')[rows]))) if 'magnitude' in roles else math.nan
-        known = dict(star=prefix + star if star.isdigit() else star, mission=mission, magnitude=mag, meta=dict(layout=layout, column=str(roles['flux'])))
+        known = dict(star=prefix + star if star.isdigit() else star, mission=mission, magnitude=mag if math.isfinite(mag) else math.nan, meta=dict(layout=layout, column=str(roles['flux'])))
         out.append(from_columns(f'{name} [{star}]' if len(out) or not isinstance(rows, slice) else name, **part, **known | facts))
     return out
 
@@ -239,21 +241,20 @@ def _of_astropy(name, table, layout): # our own record, or any table
 def _read_text(name, data):
     found = _cells(name, data)
     if found is None or not found[1]: raise BadInput(name, 'no layout that is known: FITS, CSV, ECSV or Parquet')
-    names,cells = found; n = len(names or cells[0][1])
-    if names is None and (n not in (2, 3) or not all(map(_numeric, cells[0][1]))): raise BadInput(name, 'no layout that is known: no line names the columns time and flux')
+    names,cells,odd = found; n = len(names or cells[0])
+    if names is None and (n not in (2, 3) or not all(map(_numeric, cells[0]))): raise BadInput(name, 'no layout that is known: no line names the columns time and flux')
     names = names or ['time', 'flux', 'flux_err'][:n]
     roles,_ = _roles(name, names)
-    if (odd := next(((i, c) for i,c in cells if len(c) != n), None)): raise BadInput(name, f'line {odd[0]+1} has {len(odd[1])} values instead of {n}')
-    text = lambda j: [c[j] for _,c in cells]
+    if odd: raise BadInput(name, f'line {odd[0]} has {odd[1]:,} values instead of {n}')
+    text = lambda j: [c[j] for c in cells]
     wanted = {*roles.values(), *(o for o in names if _bare(o) in _NAMES['flux'].split())}
     return _from_table(name, {k: np.array(text(j)) if k == roles.get('star') else _column(name, k, text(j)) for j,k in enumerate(names) if k in wanted}, 'text')
 
 # %% ../../nbs/21_data.lightcurve.ipynb #dfa2f78d
-def _read_ecsv(name, data): return _of_astropy(name, ascii.read(data.decode().splitlines(), format='ecsv'), 'ecsv')
+def _read_ecsv(name, data): return _of_astropy(name, ascii.read(_ecsv_lines(name, data), format='ecsv'), 'ecsv')
 
 def _read_parquet(name, data):
-    info = pq.ParquetFile(io.BytesIO(data)).metadata
-    if info.num_rows*info.num_columns > MAX_PIXELS: raise BadInput(name, f'claims {info.num_rows:,} rows')
+    _check_parquet(name, data)
     return _of_astropy(name, Table.read(io.BytesIO(data), format='parquet'), 'parquet')
 
 # %% ../../nbs/21_data.lightcurve.ipynb #f408de89
