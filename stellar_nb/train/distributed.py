@@ -283,11 +283,11 @@ def forget(self:Parallel):
     for p,f in zip(weights, flags.tolist()): p.grad = p.grad if f else None
 
 # %% ../../nbs/73_train.distributed.ipynb #383b6bef
-def _agree(after:str, **told:float): # RuntimeError if the processes say different things
+def _agree(after, **told): # RuntimeError if the processes say different things
     mine = torch.tensor([zlib.crc32(o if isinstance(o, bytes) else repr(o).encode()) for o in told.values()])
     dist.all_gather(every := [torch.empty_like(mine) for _ in range(world())], mine)
     for what,o in zip(told, torch.stack(every).T):
-        if len(o.unique()) > 1: raise RuntimeError(f'{after}, the {what} of the processes differ')
+        if len(o.unique()) > 1: raise RuntimeError(f'the {what} of the processes differ {after}')
 
 # %% ../../nbs/73_train.distributed.ipynb #5571bb06
 class InStep(Callback):
@@ -306,7 +306,7 @@ def _can_divide(net, checkpoint): # BadInput if not
 # %% ../../nbs/73_train.distributed.ipynb #ff76a268
 @contextlib.contextmanager
 def in_parallel(learn:Learner, # before training
-                checkpoint=None, # file that the training writes, if it does
+                checkpoint:str|None=None, # file that the training writes, if it does
                 shard:bool|None=None, # divide the weights; None = if `accelerate launch --use_fsdp` says so
                ) -> Iterator[Learner]: # itself
     "Within: the learner's network is computed by all processes. Nothing happens where there is one. BadInput if its weights cannot be divided"
