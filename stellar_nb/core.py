@@ -113,7 +113,7 @@ def in_words(error:Exception, # what a library raised over a file
     "An unforeseen error in words"
     text = ' '.join(printable(' '.join(str(error).split()))[:120].split())
     if isinstance(error, OSError) and error.strerror: return error.strerror
-    if isinstance(error, KeyError): return 'it lacks ' + re.sub(r"^Keyword '?(.+?)'? not found\.?$", r'the header card \1', text.strip('"\''))
+    if isinstance(error, KeyError) and not _jargon.search(text): return 'it lacks ' + re.sub(r"^Keyword '?(.+?)'? not found\.?$", r'the header card \1', text.strip('"\''))
     if known := next((v for k,v in _known.items() if isinstance(error, k)), 'Unable to allocate' in text and _known[MemoryError]): return known
     plain = isinstance(error, (OSError, ValueError, SyntaxError)) or type(error).__module__ != 'builtins'
     return text.rstrip('.') if text and plain and not _jargon.search(text) else 'its header and what follows do not fit together'

@@ -223,7 +223,7 @@ def test_refused(here, run):
     before = Path('a.fits').read_bytes()
     bad = {('a.fits', '-o', 'a.fits'): 'is an input too', ('a.fits', '-o', 'lc.csv'): 'holds a light curve, which would be replaced', ('a.fits', '-o', 'b.fits'): 'holds a light curve', ('a.fits', '-o', 'o.xls'): 'unknown ending',
            ('a.fits', '--table', 'd.csv', '-o', 'd.csv'): 'is an input too', ('a.fits', '--table', 'lack.csv'): 'no column distance', ('a.fits', '--table', 'twice.csv'): 'kic 1 occurs more than once',
-           ('a.fits', '--table', 'nowhere.csv'): 'no such file', ('a.fits', '--table', 'empty.csv'): 'not a table', ('a.fits', '--model', 'nowhere'): 'no such model', ('a.fits', '--model', 'specvit_lamost'): 'predicts no periods; it predicts teff'}
+           ('a.fits', '--table', 'nowhere.csv'): 'no such file', ('a.fits', '--table', 'empty.csv'): 'the file is empty', ('a.fits', '--model', 'nowhere'): 'no such model', ('a.fits', '--model', 'specvit_lamost'): 'predicts no periods; it predicts teff'}
     for args,words in bad.items():
         status,_,err = run(*args, '--plots', 'p/q')
         assert status == 2 and len(err) == 1 and words in err[0] and err[0].startswith('stellar_nb period: '), (args, err)

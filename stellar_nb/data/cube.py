@@ -375,7 +375,7 @@ def _envi_map(hdr, raw):
     n = {a: _number(name, head, k) for a,k in zip('xyb', ('samples', 'lines', 'bands'))}
     kind,order,skip = _number(name, head, 'data type'), _number(name, head, 'byte order', 0), _number(name, head, 'header offset', 0)
     axes = _ENVI_AXES.get(head.get('interleave', 'bsq').lower())
-    if axes is None or kind not in _ENVI_TYPES or order not in (0, 1): raise BadInput(name, f"interleave {head.get('interleave')}, data type {kind} or byte order {order} is not one of ENVI for real numbers")
+    if axes is None or kind not in _ENVI_TYPES or order not in (0, 1): raise BadInput(name, f"interleave {str(head.get('interleave'))[:20]}, data type {kind} or byte order {order} is not one of ENVI for real numbers")
     if min(n.values()) < 1 or skip < 0: raise BadInput(name, 'samples, lines and bands must be positive')
     if raw is None: raise BadInput(name, 'there is no raw file beside the header')
     dtype,want = np.dtype('<>'[order]+_ENVI_TYPES[kind]), math.prod(n.values())
