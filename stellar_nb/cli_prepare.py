@@ -19,9 +19,9 @@ _prepare_example = """examples:
   find /survey -name 'spec-*.fits.gz' > files.txt; stellar_nb prepare --list files.txt -o store
   stellar_nb prepare dr10/ -o lamost_store --scheduler tcp://10.0.0.1:8786
 
-The store is a folder: store.json (columns, units, grid), part-00000.parquet, ... (a row a
-spectrum, a quarter or sector, or a star) and failures.parquet (file, item, reason). Read it
-with stellar_nb.data.store.Store, or open its parts in pandas, Dask and datasets.
+The store is a folder: _store.json (columns, units, grid), part-00000.parquet, ... (a row a
+spectrum, a quarter or sector, or a star) and _failures.parquet (file, item, reason). Read it
+with stellar_nb.data.store.Store, or open the folder in pandas, and part-*.parquet in Dask and datasets.
 
 Run it again with the same or more paths: files that are in are skipped, new ones make new
 parts, and a run that was killed goes on. The same files give the same bytes, with any
@@ -85,7 +85,7 @@ def _prepared(args): # the report of the run; Refused where nothing can be done
 # %% ../nbs/91f_cli_prepare.ipynb #135a1b2a
 def _say_failures(args, report):
     _say(*map(shown, report.told))
-    if (more := report.failed + report.changed - len(report.told)) > 0: _say(f'… and {more:,} more: {shown(os.path.join(args.output, "failures.parquet"))}')
+    if (more := report.failed + report.changed - len(report.told)) > 0: _say(f'… and {more:,} more: {shown(os.path.join(args.output, "_failures.parquet"))}')
     _say(*(f'{shown(o)}; its files stay planned: run the command again' for o in report.lost))
 
 def _summary(args, o): # one line

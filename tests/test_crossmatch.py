@@ -234,7 +234,7 @@ def test_folders_and_output(tmp_path):
     left, right = surveys(300, 1500)
     (tmp_path/'a').mkdir()
     for i in range(3): left[i*100:i*100+100].to_parquet(tmp_path/'a'/f'part-{i:05d}.parquet', index=False)
-    pd.DataFrame(dict(file=['x'], reason=['y'])).to_parquet(tmp_path/'a'/'failures.parquet')
+    pd.DataFrame(dict(file=['x'], reason=['y'])).to_parquet(tmp_path/'a'/'_failures.parquet')
     want = xm.crossmatch(left, right)
     same(xm.crossmatch(tmp_path/'a', right), want)
     out = xm.crossmatch(str(tmp_path/'a'), right, output=tmp_path/'out')

@@ -28,7 +28,7 @@ def write_part(path, first, n, pixels=PIXELS, stars=40, seed=0):
 
 def write_store(folder, parts=(30, 1, 50, 20), pixels=PIXELS, stars=40, kind='spectra', seed=0):
     folder.mkdir()
-    (folder/'store.json').write_text(json.dumps(dict(format=1, kind=kind, grid=dict(pixels=pixels))))
+    (folder/'_store.json').write_text(json.dumps(dict(format=1, kind=kind, grid=dict(pixels=pixels))))
     for i, n in enumerate(parts): write_part(folder/f'part-{i:05}.parquet', sum(parts[:i]), n, pixels, stars, seed)
     return folder
 
@@ -150,7 +150,7 @@ def test_no_store(tmp_path, folder):
     with pytest.raises(BadInput, match='^nothing: not a store'): Shards(tmp_path/'nothing')
     for p in folder.glob('part-*'): p.unlink()
     with pytest.raises(BadInput, match='^store: the store has no rows$'): Shards(folder)
-    (folder/'store.json').write_text('[1]')
+    (folder/'_store.json').write_text('[1]')
     with pytest.raises(BadInput, match='^store: not a store'): Shards(folder)
 
 

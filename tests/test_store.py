@@ -58,7 +58,7 @@ def test_rows_are_the_files(survey, tmp_path):
         assert (row.ivar > 0).sum() == len(WAVE)
         assert row['size'] == (survey/row.file).stat().st_size and len(row.sha256) == 64
     assert sorted(s.failures.file) == ['plate1/bad.npz', 'plate2/empty.csv'] and s.failures.reason.str.len().gt(5).all()
-    assert pq.ParquetFile(s.parts[0]).num_row_groups == 2 and sorted(os.listdir(tmp_path/'s')) == ['failures.parquet', *(f'part-0000{i}.parquet' for i in range(3)), 'store.json']
+    assert pq.ParquetFile(s.parts[0]).num_row_groups == 2 and sorted(os.listdir(tmp_path/'s')) == ['_failures.parquet', *(f'part-0000{i}.parquet' for i in range(3)), '_store.json']
     for f in pq.read_schema(s.parts[0]): assert f.metadata[b'description'] and b'unit' in f.metadata
     assert pq.read_schema(s.parts[0]).metadata[b'kind'] == b'spectra'
 
@@ -137,7 +137,7 @@ def test_again_and_more(survey, tmp_path):
     spectrum(survey/'plate0/new.npz', 99); spectrum(survey/'plate0/003.npz', 77)
     r = prepare(survey, s, workers=0)
     assert (r.files, r.changed, r.told) == (1, 1, ('plate0/003.npz: changed since it was read',))
-    assert {k: v for k, v in content(s).items() if k in before and k != 'failures.parquet'} == {k: v for k, v in before.items() if k != 'failures.parquet'}
+    assert {k: v for k, v in content(s).items() if k in before and k != '_failures.parquet'} == {k: v for k, v in before.items() if k != '_failures.parquet'}
     spectrum(survey/'plate1/bad.npz', 55)
     r = prepare(survey, s, workers=0, again=True)
     assert (r.files, r.rows, r.failed, r.changed) == (3, 2, 1, 0)       # changed, mended, still empty
@@ -203,10 +203,10 @@ def test_long_directories_are_sorted_on_disk(tmp_path, monkeypatch):
 
 def test_moved_data(survey, tmp_path):
     prepare(survey, tmp_path/'s', workers=0, **COARSE)
-    before = {k: v for k, v in content(tmp_path/'s').items() if k != 'store.json'}
+    before = {k: v for k, v in content(tmp_path/'s').items() if k != '_store.json'}
     shutil.move(survey, tmp_path/'elsewhere')
     r = prepare(tmp_path/'elsewhere', tmp_path/'s', root=tmp_path/'elsewhere', workers=0)
-    assert r.files == 0 and {k: v for k, v in content(tmp_path/'s').items() if k != 'store.json'} == before
+    assert r.files == 0 and {k: v for k, v in content(tmp_path/'s').items() if k != '_store.json'} == before
     assert Store(tmp_path/'s').root == str(tmp_path/'elsewhere')
 
 
@@ -219,7 +219,7 @@ def test_refusals(survey, tmp_path):
     with pytest.raises(BadInput, match='its kind is spectra, not gaia'): prepare(survey, tmp_path/'s', workers=0, kind='gaia')
     with pytest.raises(ValueError, match='kind must be one of'): prepare(survey, tmp_path/'n', kind='stars')
     for text in ('', '[]', '{"format": 2}', '{"format": 1}'):
-        (tmp_path/'s/store.json').write_text(text)
+        (tmp_path/'s/_store.json').write_text(text)
         with pytest.raises(BadInput): Store(tmp_path/'s')
     assert not (tmp_path/'n').exists()
 
@@ -336,7 +336,7 @@ def test_command(survey, tmp_path, capsys, monkeypatch):
                       ('prepare in/plate1/bad.npz -o n --kind spectra', 'no usable file')):
         assert main(line.split()) == 2 and why in capsys.readouterr().err
     for i in range(30): (tmp_path/f'in/z{i}.npz').write_bytes(b'x')
-    assert main('prepare in -o out/s --workers 0'.split()) == 1 and '… and 10 more: out/s/failures.parquet' in capsys.readouterr().err
+    assert main('prepare in -o out/s --workers 0'.split()) == 1 and '… and 10 more: out/s/_failures.parquet' in capsys.readouterr().err
 
 
 def test_interrupted(survey, tmp_path, capsys, monkeypatch):

@@ -136,7 +136,7 @@ def _files(folder):
     folder,pattern = Path(folder), '*.parquet'
     if (p := folder/'collection.properties').exists(): folder = folder/dict(o.split('=', 1) for o in p.read_text().splitlines() if '=' in o)['hats_primary_table_url'].strip()
     if _is_hats(folder): pattern = 'dataset/Norder=*/**/*.parquet'
-    files = [o for o in sorted(folder.glob(pattern)) if o.name != 'failures.parquet']
+    files = [o for o in sorted(folder.glob(pattern)) if not o.name.startswith('_')]
     if not files: raise BadInput(folder.name, 'no Parquet files in it')
     return files
 

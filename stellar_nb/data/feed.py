@@ -23,7 +23,7 @@ def store_wave(shards:Shards, # a store of spectra
               ) -> Tensor: # (pixel,) float64 Å, vacuum
     "The wavelengths of a store; BadInput where it has no grid"
     try: grid = shards.about['grid']; first,step,n = (grid[k] for k in ('log10_first', 'log10_step', 'pixels'))
-    except (KeyError, TypeError): raise BadInput(shards.parts[0].parent.name, 'its store.json tells no grid of wavelengths') from None
+    except (KeyError, TypeError): raise BadInput(shards.parts[0].parent.name, 'its _store.json tells no grid of wavelengths') from None
     return 10**(first + step*torch.arange(n, dtype=torch.float64))
 
 # %% ../../nbs/26b_data.feed.ipynb #6fa93716

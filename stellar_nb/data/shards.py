@@ -96,10 +96,10 @@ def _whole(path): # is there a whole Arrow file?
     except BadInput: return False
 
 # %% ../../nbs/25b_data.shards.ipynb #92f9d028
-def _about(folder): # store.json and the parts that have rows
-    try: about = json.loads((folder/'store.json').read_text())
-    except (OSError, ValueError) as e: raise BadInput(folder.name, 'not a store: it has no readable store.json') from e
-    if not isinstance(about, dict): raise BadInput(folder.name, 'not a store: its store.json is not an object')
+def _about(folder): # _store.json and the parts that have rows
+    try: about = json.loads((folder/'_store.json').read_text())
+    except (OSError, ValueError) as e: raise BadInput(folder.name, 'not a store: it has no readable _store.json') from e
+    if not isinstance(about, dict): raise BadInput(folder.name, 'not a store: its _store.json is not an object')
     return about
 
 # %% ../../nbs/25b_data.shards.ipynb #df002965

@@ -74,7 +74,7 @@ class Field(NamedTuple):
 _text,_whole,_f4,_f8 = pa.string(), pa.int32(), pa.float32(), pa.float64()
 
 # %% ../../nbs/25_data.store.ipynb #26190941
-_FIRST = dict(file=Field(_text, '', 'path, from the root that store.json names'), item=Field(_whole, '', 'number within the file, from 0'), size=Field(pa.int64(), 'byte', 'size of the file'),
+_FIRST = dict(file=Field(_text, '', 'path, from the root that _store.json names'), item=Field(_whole, '', 'number within the file, from 0'), size=Field(pa.int64(), 'byte', 'size of the file'),
               sha256=Field(_text, '', 'checksum of the file'), star=Field(_text, '', 'name of the star; empty where the file has none'), ra=Field(_f8, 'deg', 'right ascension; NaN unknown'),
               dec=Field(_f8, 'deg', 'declination; NaN unknown'), epoch=Field(_f8, 'yr', 'Julian year of the observation; NaN unknown'))
 
@@ -446,7 +446,7 @@ def _number_of(path): return int(Path(path).name.split('.')[0].split('-')[1])
 def read_failures(folder:str|Path, # of the store
                  ) -> pa.Table: # the columns of `Failure`, a row each
     "What a store could not read; an empty table where there is none"
-    path = Path(folder)/'failures.parquet'
+    path = Path(folder)/'_failures.parquet'
     return pq.read_table(path) if path.exists() else FAILURES.empty_table()
 
 # %% ../../nbs/25_data.store.ipynb #a3a0353b
@@ -475,7 +475,7 @@ def changed(self:Known,
     try: now = os.stat(path)
     except OSError: return False
     if now.st_size != seen['size'] and seen['size'] >= 0: return True
-    source = self.folder/'failures.parquet' if seen['bad'] else part_path(self.folder, seen['part'])
+    source = self.folder/'_failures.parquet' if seen['bad'] else part_path(self.folder, seen['part'])
     stamp = source.stat().st_mtime
     return (seen['bad'] or max(now.st_mtime, now.st_ctime) >= stamp) and _sums(str(source), stamp).get(name) != _checksum(path)
 
@@ -636,7 +636,7 @@ def settle(folder:Path, # of the store
         for p in _parts(folder): _without(p, gone)
     old = [o for o in read_failures(folder).to_pylist() if o['part'] not in done and gone.get(o['file'], -1) <= o['part']]
     new = [Failure(*f)._asdict() for o in done.values() for f in o['failures']]
-    with atomic_path(Path(folder)/'failures.parquet') as tmp: pq.write_table(pa.Table.from_pylist(sorted(old + new, key=lambda o: o['part']), FAILURES), tmp, compression='zstd')
+    with atomic_path(Path(folder)/'_failures.parquet') as tmp: pq.write_table(pa.Table.from_pylist(sorted(old + new, key=lambda o: o['part']), FAILURES), tmp, compression='zstd')
     for k in done: _plan_path(folder, k).unlink()
     with contextlib.suppress(OSError): os.rmdir(Path(folder)/'.plan')
 
@@ -647,17 +647,17 @@ FORMAT = 1 # of stores
 def _write_config(folder, config, root):
     fields = {k: dict(type=str(o.type), unit=o.unit, description=o.meaning) for k,o in store_fields(config).items()}
     grid = dict(grid=_grid(config)) if config.kind == 'spectra' else {}
-    _write_json(Path(folder)/'store.json', dict(format=FORMAT, creator=f'stellar_nb {__version__}', kind=config.kind, root=root, config=json.loads(config.to_json()), **grid, columns=fields))
+    _write_json(Path(folder)/'_store.json', dict(format=FORMAT, creator=f'stellar_nb {__version__}', kind=config.kind, root=root, config=json.loads(config.to_json()), **grid, columns=fields))
 
 # %% ../../nbs/25_data.store.ipynb #6f86def3
 def read_config(folder:str|Path, # of a store
                ) -> tuple[StoreConfig,str]: # how its rows are made, and the root of its file names
-    "What `store.json` says; BadInput where it is none, or newer than this library"
-    try: o = _read_json(Path(folder)/'store.json')
-    except (OSError, ValueError): raise BadInput(folder, 'no store: it has no store.json that can be read') from None
+    "What `_store.json` says; BadInput where it is none, or newer than this library"
+    try: o = _read_json(Path(folder)/'_store.json')
+    except (OSError, ValueError): raise BadInput(folder, 'no store: it has no _store.json that can be read') from None
     if not isinstance(o, dict) or o.get('format') != FORMAT: raise BadInput(folder, f'a store of format {o.get("format") if isinstance(o, dict) else None}; this version reads {FORMAT}')
     try: return StoreConfig.from_json(json.dumps(o['config'])), o['root']
-    except (KeyError, ValueError, TypeError) as e: raise BadInput(folder, f'store.json is damaged: {e}') from None
+    except (KeyError, ValueError, TypeError) as e: raise BadInput(folder, f'_store.json is damaged: {e}') from None
 
 # %% ../../nbs/25_data.store.ipynb #55b9fbe8
 @contextlib.contextmanager
@@ -705,7 +705,7 @@ def _new_config(listing, paths, lists, kind, options): # BadInput where no kind 
 
 # %% ../../nbs/25_data.store.ipynb #64ec5c18
 def _opened(folder, listing, paths, lists, kind, root, options): # configuration and root of an old or new store
-    if (folder/'store.json').exists():
+    if (folder/'_store.json').exists():
         config,old = read_config(folder)
         _given(folder, config, options | dict(kind=None if kind == 'auto' else kind))
         if root and root != old: _write_config(folder, config, root)
@@ -828,14 +828,14 @@ def _made(folder): # remove a folder that came to nothing
     new = not folder.exists()
     try: yield
     except BaseException:
-        if new and folder.exists() and not (folder/'store.json').exists(): shutil.rmtree(folder, ignore_errors=True)
+        if new and folder.exists() and not (folder/'_store.json').exists(): shutil.rmtree(folder, ignore_errors=True)
         raise
 
 # %% ../../nbs/25_data.store.ipynb #3ecd11d8
 class Store:
     "A store to read: `len`, `parts`, `wave`, `failures`, and an Arrow data set"
     def __init__(self,
-                 folder:str|Path, # with `store.json`; BadInput where there is none
+                 folder:str|Path, # with `_store.json`; BadInput where there is none
                 ):
         self.folder = Path(folder)
         self.config,self.root = read_config(folder)
