@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from fuzzing import content, oracle, traps
 from fuzzing.worker import Worker, name_of
 
-READERS = dict(spectra=(1300, 40), lightcurves=(700, 25), gaia=(600, 20), match=(150, 4), distances=(150, 4), cube=(900, 25), image=(300, 10), model=(300, 5))  # target → cases: all, sample
+READERS = dict(spectra=(1300, 40), lightcurves=(700, 25), gaia=(600, 20), match=(150, 4), distances=(150, 4), cube=(900, 25), image=(300, 10), model=(300, 5), checkpoint=(300, 8))  # target → cases: all, sample
 COMMANDS = {k: 60 for k in oracle.COMMANDS}
 CONTENT = dict(spectra=(300, 10), lightcurves=(150, 6), gaia=(120, 5))
 quiet = dict(derandomize=True, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))

@@ -110,11 +110,12 @@ def readers():
     from stellar_nb.data.lightcurve import read_lightcurves
     from stellar_nb.data.spectra import read_spectra
     from stellar_nb.pretrained import load_pretrained
+    from stellar_nb.train.checkpoint import read_state
     text = lambda o: check(all(isinstance(k, str) and isinstance(v, str) for k, v in o.items()), 'no text')
     numbers = lambda o: check(all(len(v) == 2 for v in o.rows.values()), 'rows')
     loaded = lambda m: check(all(p.isfinite().all() for p in m.model.parameters()) if m is not None else False, 'weights that are not finite')
     return dict(spectra=(read_spectra, sane_spectra), lightcurves=(read_lightcurves, sane_lightcurves), gaia=(read_gaia, sane_gaia), match=(read_match, text), distances=(StarTable, numbers),
-                cube=(read_cube, sane_cube), image=(read_image, sane_image), model=(load_pretrained, loaded))
+                cube=(read_cube, sane_cube), image=(read_image, sane_image), model=(load_pretrained, loaded), checkpoint=(read_state, lambda o: check(len(o) == 2, 'no state')))
 
 
 def read(target, path):
@@ -136,9 +137,10 @@ COMMANDS = dict(
     embed_match=lambda f, good, out: ['embed', '--curves', good['lightcurves']['kepler'], '--match', f, '-o', f'{out}/t.csv'],
     cube_embed=lambda f, good, out: ['cube', 'embed', f, '-o', f'{out}'], cube_reconstruct=lambda f, good, out: ['cube', 'reconstruct', f, '-o', f'{out}', '--quiet'],
     cube_image=lambda f, good, out: ['cube', 'embed', good['cube']['fits'], '--image', f'ir={f}', '-o', f'{out}'],
-    predict_model=lambda f, good, out: ['predict', good['spectra']['sdss-coadd'], '--model', f, '-o', f'{out}/t.csv'])
+    predict_model=lambda f, good, out: ['predict', good['spectra']['sdss-coadd'], '--model', f, '-o', f'{out}/t.csv'],
+    **{f'prepare_{k}': lambda f, good, out, k=k: ['prepare', f, '--kind', k, '-o', f'{out}/store', '--workers', '0', '--quiet'] for k in ('spectra', 'lightcurves', 'gaia')})
 OF = dict(predict='spectra', predict_screen='spectra', classify='spectra', classify_gaia='gaia', period='lightcurves', period_table='distances', embed='spectra', embed_curves='lightcurves', embed_match='match',
-          cube_embed='cube', cube_reconstruct='cube', cube_image='image', predict_model='model')  # whose files a command is given
+          cube_embed='cube', cube_reconstruct='cube', cube_image='image', predict_model='model', prepare_spectra='spectra', prepare_lightcurves='lightcurves', prepare_gaia='gaia')  # whose files a command is given
 
 
 def command(target, path, good, base):

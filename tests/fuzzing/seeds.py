@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import scipy.io
+import torch
 from astropy.io import fits
 from astropy.table import Table
 from PIL import Image
@@ -15,6 +16,7 @@ from PIL import Image
 from stellar_nb.core import package_data
 from stellar_nb.data.gaia import GAIA_COLUMNS
 from stellar_nb.data.spectra import EXAMPLES, example_file
+from stellar_nb.train.checkpoint import write_state
 
 MODELS = ('specvit_xp', 'desa_quarter', 'fusion_sky', 'guided_mae', 'desa_aligned', 'desa_spectra')
 
@@ -146,10 +148,16 @@ def models(d):
     return {k: Path(shutil.copytree(package_data('models', k), d/k)) for k in MODELS}
 
 
+def checkpoints(d):
+    "The state of a training"
+    write_state(d/'run.safetensors', dict(at=(1, 3), model=dict(w=torch.ones(4, 3), b=torch.zeros(3)), optimizer=dict(state={0: dict(step=torch.tensor(2.))}), rng=dict(torch=torch.get_rng_state())), dict(seed=1))
+    return dict(run=d/'run.safetensors')
+
+
 def make(folder):
     "All of them below a folder"
     out = {}
-    for name, write in dict(spectra=spectra, lightcurves=lightcurves, gaia=gaia, match=match, distances=distances, cube=cubes, image=images, model=models).items():
+    for name, write in dict(spectra=spectra, lightcurves=lightcurves, gaia=gaia, match=match, distances=distances, cube=cubes, image=images, model=models, checkpoint=checkpoints).items():
         (folder/name).mkdir(parents=True)
         out[name] = write(folder/name)
     return out
