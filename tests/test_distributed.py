@@ -11,7 +11,7 @@ import torch
 
 from stellar_nb.train.distributed import by_rows, gather, my_rows, processes, rank, world
 
-QUICK = ('specvit:double', 'spectra:double', 'fusion:double', 'lightcurve:double', 'clip:double', 'moco', 'cubes:double', 'specvit:shard')
+QUICK = ('specvit:double', 'spectra:double', 'fusion:double', 'lightcurve:double', 'clip:double', 'moco:resumed', 'cubes:double', 'specvit:shard')
 SLOW = ('specvit', 'noisy:double', 'noisy', 'spectra', 'fusion', 'lightcurve', 'dual:double', 'dual', 'vicreg:double', 'vicreg', 'simsiam:double', 'simsiam', 'clip', 'cubes', 'few_cubes:double',
         'spectra:shard:double', 'fusion:shard:double', 'dual:shard:double')
 
@@ -53,6 +53,11 @@ def check(name, told):
 
 @pytest.mark.parametrize('name', QUICK)
 def test_same_trajectory(quick, name): check(name, quick[0])
+
+
+def test_two_processes_go_on_where_two_were(quick):
+    "With MoCo's slow network and queue; every bit of weights and losses"
+    assert quick[0]['moco:resumed']['resumed'] is True
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from fastai.callback.core import Callback
+from fastai.callback.core import CancelFitException, Callback
 
 from stellar_nb.core import BadInput, generator, seed_everything
 from stellar_nb.data.fields import Fields
@@ -111,20 +111,35 @@ CASES = dict(specvit=specvit, noisy=noisy, spectra=spectra, lightcurve=lightcurv
              clip=partial(pairs, 'clip', names=True), moco=partial(pairs, 'moco', names=True), cubes=cubes, few_cubes=partial(cubes, .08), whole_cubes=partial(cubes, 1., 1.))
 
 
-def train(case, dtype, epochs=EPOCHS, checkpoint=None, **learner):
+class Stop(Callback):
+    "Ends the training after some batches, between two checkpoints"
+    order = 95
+    def __init__(self, batches): self.batches = batches
+    def after_batch(self):
+        if self.training and self.train_iter == self.batches: raise CancelFitException
+
+
+def train(case, dtype, epochs=EPOCHS, checkpoint=None, stop=None, **learner):
     "Losses of all steps, history, weights"
     seed_everything(0)
     net, load, valid, loss, cbs = CASES[case]()
     seed_everything(1)
     losses = EachLoss()
-    learn = make_learner(net.to(dtype), load, valid, loss.to(dtype) if isinstance(loss, torch.nn.Module) else loss, (Floats(dtype), losses, *cbs), **learner)
-    history = train_cosine(learn, epochs, lr=3e-3, checkpoint=checkpoint)
+    learn = make_learner(net.to(dtype), load, valid, loss.to(dtype) if isinstance(loss, torch.nn.Module) else loss, (Floats(dtype), losses, *cbs, *([Stop(stop)] if stop else [])), **learner)
+    history = train_cosine(learn, epochs, lr=3e-3, checkpoint=checkpoint, steps=2)
     moco = [o for o in cbs if isinstance(o, Momentum)]
     queue = [o.double() for o in moco[0].queue.kept] if moco else []
     return losses.found, history.drop(columns='seconds').to_dict('list'), {k: v.detach().clone() for k, v in net.state_dict().items()}, queue
 
 
 def far(a, b): return max(((x.double() - y.double()).abs().max()/y.double().abs().max().clamp(min=1e-3)).item() for x, y in zip(a, b))
+
+
+def resumed(case, dtype, path):
+    "History and weights of a training that stopped after seven batches and was taken up from its checkpoint of the sixth"
+    train(case, dtype, checkpoint=path, stop=7)
+    losses, *rest = train(case, dtype, checkpoint=path)
+    return rest if len(losses) == 4 else None
 
 
 def main(out, *asked):
@@ -136,9 +151,10 @@ def main(out, *asked):
         for name, (case, dtype, shard) in zip(asked, jobs):
             os.environ['ACCELERATE_USE_FSDP'] = str(shard)
             losses, history, state, queue = train(case, dtype)
+            again = resumed(case, dtype, Path(out).with_name(f'{case}.checkpoint')) if 'resumed' in name else None
             if rank(): continue
             l0, h0, s0, q0 = alone[case, dtype]
-            told[name] = dict(alone=l0, together=losses, history=far(map(torch.tensor, history.values()), map(torch.tensor, h0.values())), weights=far(state.values(), s0.values()),
+            told[name] = dict(resumed=again and history == again[0] and all(a.equal(b) for a, b in zip([*state.values(), *queue], [*again[1].values(), *again[2]])), alone=l0, together=losses, history=far(map(torch.tensor, history.values()), map(torch.tensor, h0.values())), weights=far(state.values(), s0.values()),
                               steps=[abs(a - b)/abs(b) for a, b in zip(losses, l0)], queue=far(queue, q0) if q0 else 0., world=world())
         if told: Path(out).write_text(json.dumps(told))
         if rank(): raise BadInput('star 7', 'has no flux')  # while the first process waits
