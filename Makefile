@@ -17,8 +17,8 @@ $(BIN)/.installed: setup.py settings.ini pyproject.toml
 	@touch $@
 
 test: install  ## run every notebook and the tests of tests/
-	STELLAR_NB_SMOKE=1 OMP_NUM_THREADS=1 NUMBA_OPT=0 $(BIN)/nbdev-test --n-workers 2 --cell-timing-min 10
-	OMP_NUM_THREADS=1 NUMBA_OPT=0 $(BIN)/python -m pytest tests -n 2 --dist loadfile
+	STELLAR_NB_SMOKE=1 OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --cell-timing-min 10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile
 
 slow: install  ## read 6,000 hostile files and run the other slow tests; minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --slow -m slow
