@@ -71,7 +71,7 @@ def _list_plan(wanted, there): # to stdout
 
 # %% ../nbs/91g_cli_fetch.ipynb #3671cc1b
 def get_files(args:argparse.Namespace, # with `output`, `dry_run`, `yes`, `quiet`
-              session:'requests.Session', # from `open_session`
+              session:'Session', # from `open_session`
               wanted:list, # `Wanted` records
               lost:list[str]=(), # what was asked for and is not offered, a sentence each
              ) -> int: # exit status

@@ -229,7 +229,7 @@ def test_refused(here, run, star):
     g = gaia_rows(3)
     save(g, 'g.csv'); save(g.drop(columns='parallax'), 'lack.csv'); save(g.assign(obsid='5', number=[1, 1, 2], part=[1., 1.5, 2.]), 'twice.csv')
     Path('broken.fits').write_bytes(b'SIMPLE  = rubbish'); Path('empty.csv').touch()
-    bad = {('a.fits', '--gaia', 'lack.csv'): 'no column parallax', ('a.fits', '--gaia', 'nowhere.csv'): 'no such file', ('a.fits', '--gaia', 'broken.fits'): 'cannot be read', ('a.fits', '--gaia', 'empty.csv'): 'not a table',
+    bad = {('a.fits', '--gaia', 'lack.csv'): 'no column parallax', ('a.fits', '--gaia', 'nowhere.csv'): 'no such file', ('a.fits', '--gaia', 'broken.fits'): 'cannot be read', ('a.fits', '--gaia', 'empty.csv'): 'the file is empty',
            ('a.fits', '--gaia', 'twice.csv', '--by', 'part'): 'part: 1.5 is no identifier', ('a.fits', '--gaia', 'g.csv', '--by', 'obsid'): 'no column obsid', ('a.fits', '--gaia', 'twice.csv', '--by', 'number'): 'occur more than once', (): 'neither a spectrum nor',
            ('a.fits', '--by', 'file'): 'need --gaia', ('a.fits', '--all-rows'): 'need --gaia', ('a.fits', '--model', 'nowhere'): 'no such model', ('a.fits', '--gaia', 'g.csv', '-o', 'g.csv'): 'is an input too',
            ('a.fits', '-o', 'o.xls'): 'unknown ending'}

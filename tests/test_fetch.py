@@ -295,9 +295,12 @@ def test_interrupted(tmp_path):
     curves = [kepler_file(k, 1) for k in range(1, 9)]
     with MockArchive(curves, faults={k: ['slow'] for k, _ in curves}) as archive:
         words = ['kepler', *range(1, 9), '-o', tmp_path/'x', '--server', archive.url]
-        (timer := threading.Timer(1., os.kill, (os.getpid(), signal.SIGINT))).start()
+        def press():
+            while not any(o.is_file() and o.name != 'fetched.jsonl' for o in (tmp_path/'x').rglob('*')): time.sleep(.01)
+            os.kill(os.getpid(), signal.SIGINT)
+        (thread := threading.Thread(target=press)).start()
         assert command(*words)[0] == 130
-        timer.join()
+        thread.join()
         assert len(list(tmp_path.rglob('*.fits'))) < 8
         archive.faults.clear()
         assert command(*words)[0] == 0 and len(list(tmp_path.rglob('*.fits'))) == 8

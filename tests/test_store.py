@@ -58,7 +58,7 @@ def test_rows_are_the_files(survey, tmp_path):
         assert (row.ivar > 0).sum() == len(WAVE)
         assert row['size'] == (survey/row.file).stat().st_size and len(row.sha256) == 64
     assert sorted(s.failures.file) == ['plate1/bad.npz', 'plate2/empty.csv'] and s.failures.reason.str.len().gt(5).all()
-    assert pq.ParquetFile(s.parts[0]).num_row_groups == 2 and sorted(os.listdir(tmp_path/'s')) == ['_failures.parquet', *(f'part-0000{i}.parquet' for i in range(3)), '_store.json']
+    assert pq.ParquetFile(s.parts[0]).num_row_groups == 2 and sorted(os.listdir(tmp_path/'s')) == ['_failures.parquet', '_store.json', *(f'part-0000{i}.parquet' for i in range(3))]
     for f in pq.read_schema(s.parts[0]): assert f.metadata[b'description'] and b'unit' in f.metadata
     assert pq.read_schema(s.parts[0]).metadata[b'kind'] == b'spectra'
 

@@ -65,7 +65,7 @@ def open_session(tries:int=5, # times that a server which was reached is asked a
                  wait:float=1., # s before the second time; then twice as long
                  connect:float=5., # s to connect
                  read:float=60., # s without a byte
-                ) -> 'requests.Session': # with `tries` and `wait`, and `answered`: servers that were reached
+                ) -> 'Session': # with `tries` and `wait`, and `answered`: servers that were reached
     "A session with time limits that looks at redirects"
     session = need('requests').Session()
     session.tries,session.wait,session.answered,send = tries,wait,set(),session.send
@@ -127,7 +127,7 @@ def _pause(session, url, error, k): # s until another try; None = no use
     return min(60., session.wait*2**k if asked is None else asked)
 
 # %% ../../nbs/27_data.fetch.ipynb #c13254c1
-def persist(session:'requests.Session', # from `open_session`
+def persist(session:'Session', # from `open_session`
             url:str, # whose server is asked
             f:Callable, # asks
             sleep:Callable=time.sleep, # waits for so many s
@@ -143,7 +143,7 @@ def persist(session:'requests.Session', # from `open_session`
         k = 0 if moved() else k + 1
 
 # %% ../../nbs/27_data.fetch.ipynb #cdeac9d1
-def why_unreachable(session:'requests.Session', # from `open_session`
+def why_unreachable(session:'Session', # from `open_session`
                     url:str, # that was asked
                     error:Exception, # that came of it
                    ) -> str: # one clause
@@ -157,7 +157,7 @@ def why_unreachable(session:'requests.Session', # from `open_session`
     return f'{host} ' + ('does not answer in time' if _silent(error) else f'broke the connection {session.tries + 1} times')
 
 # %% ../../nbs/27_data.fetch.ipynb #73dbd568
-def ask(session:'requests.Session', # from `open_session`
+def ask(session:'Session', # from `open_session`
         url:str, # whose server is asked
         f:Callable, # asks
        ): # what `f` returns
@@ -277,7 +277,7 @@ def _whole(session, wanted, part, tick, stop): # all of a file
         raise BadInput(wanted.name, why_unreachable(session, wanted.url, e)) from None
 
 # %% ../../nbs/27_data.fetch.ipynb #c187a199
-def fetch_file(session:'requests.Session', # from `open_session`
+def fetch_file(session:'Session', # from `open_session`
                wanted:Wanted, # the file
                folder:str|Path, # where it goes
                tick:Callable=lambda n: None, # called with the number of bytes of each block
@@ -343,7 +343,7 @@ def _one(session, folder, record, tick, stop, lock, wanted):
         raise
 
 # %% ../../nbs/27_data.fetch.ipynb #4968b919
-def fetch_files(session:'requests.Session', # from `open_session`
+def fetch_files(session:'Session', # from `open_session`
                 wanted:Iterable[Wanted], # files
                 folder:str|Path, # where they go
                 tick:Callable=lambda n: None, # called with the number of bytes of each block
@@ -417,7 +417,7 @@ def _star_of(mission, name): # number in the name of a file
     return int(m[1]) if m else -1
 
 # %% ../../nbs/27_data.fetch.ipynb #001d66b7
-def list_lightcurves(session:'requests.Session', # from `open_session`
+def list_lightcurves(session:'Session', # from `open_session`
                      mission:str, # 'kepler', 'k2' or 'tess'
                      stars:Iterable[int], # numbers in its catalogue
                      segments:Iterable[int]=(), # quarters, campaigns or sectors; none = all
@@ -473,7 +473,7 @@ def _piece(session, server, query, table, pieces): # rows, from the folder or fr
     return pd.read_parquet(path)
 
 # %% ../../nbs/27_data.fetch.ipynb #d8b4743c
-def fetch_gaia(session:'requests.Session', # from `open_session`
+def fetch_gaia(session:'Session', # from `open_session`
                stars:pd.DataFrame, # `source_id`, or `ra` and `dec` in deg; a row a star
                pieces:str|Path, # folder for what came so far
                radius:float|None=None, # arcsec around positions; None = by source_id
@@ -525,7 +525,7 @@ def _hub_json(session, server, repo, url):
         raise
 
 # %% ../../nbs/27_data.fetch.ipynb #b3a06267
-def list_hub(session:'requests.Session', # from `open_session`
+def list_hub(session:'Session', # from `open_session`
              repo:str, # such as 'MultimodalUniverse/sdss', or 'sdss' for short
              pattern:str='*.parquet', # which files
              revision:str='main', # branch, tag or commit
@@ -606,7 +606,7 @@ def _kind(row, repo): # how rows are written, and the ending
     return (partial(write_curves, star='tic' if 'tess' in repo.lower() else 'object'), '.parquet') if 'lightcurve' in row else (write_catalog, '.parquet')
 
 # %% ../../nbs/27_data.fetch.ipynb #a1972956
-def fetch_rows(session:'requests.Session', # from `open_session`
+def fetch_rows(session:'Session', # from `open_session`
                files:list[Wanted], # from `list_hub`
                n:int, # rows
                folder:str|Path, # where they go

@@ -850,7 +850,7 @@ class Store:
     @property
     def failures(self) -> pd.DataFrame: return read_failures(self.folder).to_pandas() # a row each: file, item, reason, size, sha256, part
 
-    def dataset(self) -> 'pyarrow.dataset.Dataset': # of all parts; nothing is read yet
+    def dataset(self) -> 'Dataset': # of all parts; nothing is read yet
         "All rows, for scans that read some columns and filter rows"
         from pyarrow.dataset import dataset
         return dataset([str(p) for p in self.parts] or pa.Table.from_batches([], self.schema), **(dict(schema=self.schema) if self.parts else {}))
