@@ -156,7 +156,7 @@ def make_model(recipe:Recipe, # what to make
     model = recipe.calibrate(model, p.get('calibrate', 0), **kw) if recipe.calibrate else calibrate(recipe, model, p['calibrate'])
     if recipe.domain: model.domain = recipe.domain(model, p)
     card = recipe.card or partial(write_card, recipe)
-    model.card = card(model, preset, training, seconds, p.get('test', 2*p['calibrate']), **kw) + f'\nEnergy of the training: {energy}.\n'
+    model.card = card(model, preset, training, seconds, p['test'] if 'test' in p else 2*p['calibrate'], **kw) + f'\nEnergy of the training: {energy}.\n'
     training |= dict(energy_wh=energy.wh, energy_from=energy.how)
     folder = save_pretrained(model, out/recipe.name, history=history, training=dict(preset=preset, seed=seed) | training)
     checkpoint_file(out, recipe.name, preset).unlink(missing_ok=True) # the next training starts anew
