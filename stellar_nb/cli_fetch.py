@@ -146,12 +146,13 @@ def _gaia(args, session):
     if args.dry_run:
         print(f"{len(stars)} stars by {'position' if radius else 'source_id'}, {-(-len(stars)//5000)} jobs, about {size_text(160*len(stars))}")
         return 0
-    path,pieces = Path(args.output)/'gaia.parquet',Path(args.output)/'pieces'
+    path,pieces = Path(args.output)/'gaia.parquet',Path(args.output)/'.gaia-pieces'
     with contextlib.closing(progress(total=len(stars), desc='Gaia', unit='star')) if not args.quiet else contextlib.nullcontext() as bar:
         rows = fetch_gaia(session, stars, pieces, radius, args.release, after=partial(_count, args, bar), server=args.server or GAIA)
     if not len(rows): raise Refused('the archive knows none of these stars')
     with atomic_path(path) as tmp: rows.to_parquet(tmp, index=False)
-    shutil.rmtree(pieces)
+    for o in pieces.glob('*.parquet'): o.unlink()
+    with contextlib.suppress(OSError): pieces.rmdir() # if nothing else lies there
     return _finish_gaia(args, session, stars, rows, path)
 
 # %% ../nbs/91g_cli_fetch.ipynb #932eea35

@@ -104,5 +104,5 @@ def run_prepare(args:argparse.Namespace, # parsed options
     _say_failures(args, o)
     if not o.found and not o.files: raise Refused('no files')
     if not args.quiet: _say(_summary(args, o))
-    if not o.rows and o.known == o.known_bad: raise Refused('no usable file')
+    if not o.rows and o.known == o.known_bad: raise Refused('no part could be written' if o.lost else 'no usable file')
     return 1 if o.failed or o.known_bad or o.changed or o.lost else 0

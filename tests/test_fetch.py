@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import threading
 import time
 
 import numpy as np
@@ -291,16 +290,16 @@ def test_refused(tmp_path, words, why):
     assert status == 2 and why in err and err.count('\n') == 1 and not (tmp_path/'x').exists()
 
 
-def test_interrupted(tmp_path):
+def test_interrupted(tmp_path, monkeypatch):
     curves = [kepler_file(k, 1) for k in range(1, 9)]
     with MockArchive(curves, faults={k: ['slow'] for k, _ in curves}) as archive:
         words = ['kepler', *range(1, 9), '-o', tmp_path/'x', '--server', archive.url]
-        def press():
-            while not any(o.is_file() and o.name != 'fetched.jsonl' for o in (tmp_path/'x').rglob('*')): time.sleep(.01)
-            os.kill(os.getpid(), signal.SIGINT)
-        (thread := threading.Thread(target=press)).start()
-        assert command(*words)[0] == 130
-        thread.join()
+        press = lambda got: os.kill(os.getpid(), signal.SIGINT)  # after the first file
+        old = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs in its background
+        with monkeypatch.context() as m:
+            m.setattr('stellar_nb.data.fetch.fetch_files', lambda session, wanted, folder, tick, after: fetch_files(session, wanted, folder, tick, press))
+            assert command(*words)[0] == 130
+        signal.signal(signal.SIGINT, old)
         assert len(list(tmp_path.rglob('*.fits'))) < 8
         archive.faults.clear()
         assert command(*words)[0] == 0 and len(list(tmp_path.rglob('*.fits'))) == 8

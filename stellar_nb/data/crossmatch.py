@@ -134,6 +134,8 @@ def _is_hats(path): return any((Path(path)/o).exists() for o in ('collection.pro
 def _files(folder):
     "Parquet files of a store or of a HATS catalogue, in order; BadInput where there are none"
     folder,pattern = Path(folder), '*.parquet'
+    if folder.is_file(): return [folder]
+    if not folder.exists(): raise BadInput(folder, 'there is no such file or folder')
     if (p := folder/'collection.properties').exists(): folder = folder/dict(o.split('=', 1) for o in p.read_text().splitlines() if '=' in o)['hats_primary_table_url'].strip()
     if _is_hats(folder): pattern = 'dataset/Norder=*/**/*.parquet'
     files = [o for o in sorted(folder.glob(pattern)) if not o.name.startswith('_')]
@@ -146,10 +148,12 @@ def _rows(source): return len(source) if isinstance(source, pd.DataFrame) else s
 def _table(source, key):
     "The columns that matching needs, in memory"
     if isinstance(source, pd.DataFrame): return source
-    files = _files(source)
-    names = set(pq.read_schema(files[0]).names)
+    return pd.concat([_part(o, key, source) for o in _files(source)], ignore_index=True)
+
+def _part(file, key, source):
+    names = set(pq.read_schema(file).names)
     _check_key(names, key, source)
-    return pd.concat([pq.read_table(o, columns=[k for k in dict.fromkeys((*_NEEDED, key)) if k in names], partitioning=None).to_pandas() for o in files], ignore_index=True)
+    return pq.read_table(file, columns=[k for k in dict.fromkeys((*_NEEDED, key)) if k in names], partitioning=None).to_pandas()
 
 # %% ../../nbs/24e_data.crossmatch.ipynb #82035f32
 def _check_key(names, key, source):

@@ -311,8 +311,8 @@ def is_there(wanted:Wanted, # a file
              record:dict, # from `read_record`
             ) -> bool: # whole, as far as can be known
     "Was it fetched before?"
-    path,known = Path(folder)/wanted.name,record.get(wanted.name, {})
-    if not path.is_file() or '..' in path.parts: return False
+    name,path,known = Path(wanted.name),Path(folder)/wanted.name,record.get(wanted.name, {})
+    if name.is_absolute() or '..' in name.parts or not path.is_file(): return False
     if wanted.sha256: return path.stat().st_size == wanted.size and _digest(path) == wanted.sha256
     return path.stat().st_size == known.get('bytes', wanted.size)
 
@@ -338,6 +338,7 @@ def _one(session, folder, record, tick, stop, lock, wanted):
         return Got(wanted.name, 'fetched', bytes=got['bytes'])
     except BadInput as e: return Got(wanted.name, 'failed', e.reason if e.name == wanted.name else str(e))
     except OSError as e: return Got(wanted.name, 'failed', e.strerror or str(e))
+    except KeyboardInterrupt: return Got(wanted.name, 'failed', 'not finished') # another file says why
     except Unreachable:
         stop.set()
         raise
@@ -462,7 +463,9 @@ def gaia_query(radius:float|None=None, # arcsec around positions; None = by sour
 def _job(session, server, query, table): # rows, by way of a job of the archive
     from astropy.table import Table
     service = need('pyvo.dal').TAPService(f'{server}/tap-server/tap', session=session)
-    return service.run_async(query, uploads=dict(wanted=Table.from_pandas(table)), maxrec=3_000_000).to_table().to_pandas()
+    found = service.run_async(query, uploads=dict(wanted=Table.from_pandas(table)), maxrec=3_000_000)
+    if found.status[0].lower() == 'overflow': raise BadInput('Gaia', f'more than {len(found):,} rows in one job; take a smaller radius or fewer stars')
+    return found.to_table().to_pandas()
 
 # %% ../../nbs/27_data.fetch.ipynb #e9c5832c
 def _piece(session, server, query, table, pieces): # rows, from the folder or from the archive
@@ -620,8 +623,13 @@ def fetch_rows(session:'Session', # from `open_session`
         stem = Path(folder)/f'{safe_name(name)}-{commit}-{i:07d}-{min(i + size, n) - 1:07d}'
         if old := next((o for o in (stem.with_suffix('.h5'), stem.with_suffix('.parquet')) if o.exists()), None): stream = None
         else:
-            stream = stream or ask(session, files[0].url, lambda: _stream(files, i))
-            rows = ask(session, files[0].url, lambda: [o for _,o in zip(range(min(size, n - i)), stream)])
+            def take():
+                nonlocal stream
+                some,stream = stream or _stream(files, i),None # one that broke is at its end
+                rows = [o for _,o in zip(range(min(size, n - i)), some)]
+                stream = some
+                return rows
+            rows = ask(session, files[0].url, take)
             if not rows: break
             write,end = _kind(rows[0], name)
             write(rows, old := stem.with_suffix(end))

@@ -22,7 +22,7 @@ def _names(ids, survey):
     s = pd.Series(ids).reset_index(drop=True)
     if (bad := np.flatnonzero(s.isna() | (s.astype(str).str.strip() == ''))).size: raise BadInput(survey, f'row {bad[0]} has no identifier; where a star has no name, the file has one')
     if s.dtype.kind == 'f': raise BadInput(survey, 'identifiers as floating-point numbers; read the column as text or integers')
-    return s.astype(str).to_numpy()
+    return s.astype(str).str.strip().to_numpy()
 
 # %% ../../nbs/24f_data.groups.ipynb #c9bc0cdc
 def _ends(match, names, survey, at):
@@ -40,6 +40,7 @@ def _components(nodes, edges):
 def _old_names(t, before):
     "The name of last time of each node, missing for new ones"
     if before is None: return pd.Series(None, t.index, dtype=object)
+    before = before.assign(survey=before.survey.astype(str), id=_names(before.id, 'before')) # as it comes from a CSV file, perhaps
     return before.set_index(['survey', 'id']).group.reindex(pd.MultiIndex.from_frame(t[['survey', 'id']])).set_axis(t.index)
 
 # %% ../../nbs/24f_data.groups.ipynb #4c71069a
@@ -80,6 +81,7 @@ def hash_place(names:np.ndarray, # (row,) identifiers of stars or groups
                seed:int=42, # another number deals anew
               ) -> np.ndarray: # (row,) float64 in [0, 1)
     "A number for each name, the same for ever"
+    if np.asarray(names).dtype.kind == 'f': raise BadInput('names', 'floating-point numbers; read the column as text or integers')
     names,which = np.unique(np.asarray(names).astype(str), return_inverse=True)
     place = [int.from_bytes(hashlib.sha256(f'{seed}:{o}'.encode()).digest()[:6], 'big')/2**48 for o in names.tolist()]
     return np.array(place, dtype=float)[which]

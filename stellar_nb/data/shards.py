@@ -185,10 +185,11 @@ def view(self:Shards,
 # %% ../../nbs/25b_data.shards.ipynb #084dbe49
 @patch
 def __getitem__(self:Shards,
-                rows:slice|Sequence[int]|np.ndarray|Tensor, # row numbers in any order, repeated ones too
+                rows:slice|Sequence[int]|np.ndarray|Tensor, # row numbers in any order, repeated ones too; or bool for every row
                ) -> dict[str,np.ndarray]: # column → (row, …); texts as objects
     "Copies of these rows; IndexError for a row that is not there"
-    rows = np.arange(len(self))[rows] if isinstance(rows, slice) else np.asarray(rows, np.int64).reshape(-1)
+    mask = not isinstance(rows, slice) and np.asarray(rows).dtype == bool
+    rows = np.arange(len(self))[np.asarray(rows) if mask else rows] if mask or isinstance(rows, slice) else np.asarray(rows, np.int64).reshape(-1)
     for r in rows[(rows < 0) | (rows >= len(self))]: raise IndexError(f'row {r} of a store of {len(self)}')
     block = np.searchsorted(self.starts, rows, 'right') - 1
     return {k: self._gather(k, block, rows - self.starts[block]) for k in self.columns}

@@ -279,7 +279,7 @@ def _labels(columns, n, cut, meta):
     rows = [{k: x[i] for k,x in cols.items() if k not in ('id', 'rv', 'z') and x[i] is not None} | meta for i in range(m)]
     rv = cols['rv'] if 'rv' in cols else [_rv(z) for z in cols['z']] if 'z' in cols else None
     out = dict(meta=rows) if rows else dict(meta=meta)
-    if 'id' in cols: out['id'] = [str(o) for o in cols['id']]
+    if 'id' in cols: out['id'] = ['' if o is None or str(o) in ('None', 'nan', '--') else str(o) for o in cols['id']]
     return out | (dict(rv=[np.nan if o is None else float(o) for o in rv]) if rv else {})
 
 # %% ../../nbs/20_data.spectra.ipynb #dde06f39

@@ -142,9 +142,10 @@ def _rebinned(wave, flux, ivar, config):
     wide,width = np.diff(old), np.diff(new)
     inside = lambda y: np.diff(np.interp(new, old, np.concatenate([[0], np.cumsum(y*wide)])))/width # mean of a step function over the new pixels
     ok = (ivar > 0) & (wide/wave < 10*np.median(wide/wave)) # no bridge over a gap
+    if not ok.any(): return np.zeros(len(width)), np.zeros(len(width))
     var = np.where(ok, 1/np.where(ok, ivar, 1), 0)
     good = (inside(ok) > 1-1e-6) & (inside(wide*ok) > 0)
-    mean = inside(np.where(ok, flux, 0)) if np.median(wide/wave) < 1.5*np.median(width/config.wave) else np.interp(config.wave, wave, flux)
+    mean = inside(np.where(ok, flux, 0)) if np.median(wide/wave) < 1.5*np.median(width/config.wave) else np.interp(config.wave, wave[ok], flux[ok])
     return np.where(good, mean, 0), np.where(good, 1/np.where(good, inside(var*wide)/width, 1), 0)
 
 # %% ../../nbs/25_data.store.ipynb #f3d5cdf6
@@ -596,7 +597,9 @@ def write_part(folder:str, # of the store, as this machine sees it
     "Read the files of a part and write it; the plan is ticked off last. BadInput where the plan cannot be seen"
     plan,stamp = _plan_path(folder, number),time.time_ns()
     if not plan.exists(): raise BadInput(folder, f'the plan of part {number} is not visible from this machine; a cluster needs a file system that all its machines share')
-    config,todo = read_config(folder)[0],[Planned(*o) for o in _read_json(plan)['files']]
+    what = _read_json(plan)
+    if 'done' in what: return tuple(what['done']) # a scheduler may ask twice
+    config,todo = read_config(folder)[0],[Planned(*o) for o in what['files']]
     failures,rows = [],0
     schema = store_schema(config)
     def batches():
@@ -608,8 +611,9 @@ def write_part(folder:str, # of the store, as this machine sees it
     path = part_path(folder, number)
     if first is None: path.unlink(missing_ok=True)
     else: _write(path, itertools.chain([first], groups), schema, stamp)
-    _write_json(plan, dict(failures=failures, again=[o.name for o in todo if o.again]))
-    return len(todo), rows, len(failures), [shown_failure(o) for o in failures[:_TOLD]]
+    done = len(todo), rows, len(failures), [shown_failure(o) for o in failures[:_TOLD]]
+    _write_json(plan, dict(failures=failures, again=[o.name for o in todo if o.again], done=done))
+    return done
 
 # %% ../../nbs/25_data.store.ipynb #c90bcfbd
 def shown_failure(o:Failure, # one

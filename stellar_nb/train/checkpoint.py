@@ -21,7 +21,12 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..core import *
-from .distributed import Parallel, rank
+from .distributed import Parallel, meet, rank, world
+
+# %% ../../nbs/71e_train.checkpoint.ipynb #85ff3d8c
+def _free(name, tensors): # a name that no other tensor has
+    while name in tensors or name in ('sha256', '__metadata__'): name += "'"
+    return name
 
 # %% ../../nbs/71e_train.checkpoint.ipynb #f1208386
 def pack(x, # None, a number, text, an array or tensor, or a dict, list or tuple of such
@@ -32,9 +37,11 @@ def pack(x, # None, a number, text, an array or tensor, or a dict, list or tuple
     if x is None or isinstance(x, (bool, int, float, str)): return x
     if isinstance(x, np.generic): return x.item()
     if isinstance(x, (Tensor, np.ndarray)):
-        tensors[name] = x.detach() if isinstance(x, Tensor) else torch.from_numpy(x)
+        name = _free(name, tensors)
+        tensors[name] = x.detach() if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x).reshape(x.shape))
         return dict(is_a='array' if isinstance(x, np.ndarray) else f'tensor on {x.device.type}', name=name)
     part = lambda k,v: pack(v, f'{name}.{k}' if name else str(k), tensors)
+    if isinstance(x, dict) and (odd := [k for k in x if not isinstance(k, (str, int, float))]): raise TypeError(f'{name} has the key {odd[0]!r}, which a checkpoint cannot hold')
     if isinstance(x, dict): return dict(is_a='dict', items=[[k, part(k, v)] for k,v in x.items()])
     if isinstance(x, (list, tuple)): return dict(is_a='tuple' if isinstance(x, tuple) else 'list', items=[part(*o) for o in enumerate(x)])
     raise TypeError(f'{name} is a {type(x).__name__}, which a checkpoint cannot hold')
@@ -61,6 +68,7 @@ FORMAT = 'stellar_nb checkpoint'
 def _header(tensors, about): # header of a safetensors file; wide numbers come first, so that all are aligned
     head,at = dict(__metadata__={FORMAT: json.dumps(about)}),0
     for k,t in sorted(tensors.items(), key=lambda o: (-o[1].element_size(), o[0])):
+        if t.dtype not in _DTYPES: raise TypeError(f'{k} holds {t.dtype}, which a checkpoint cannot hold')
         head[k] = dict(dtype=_DTYPES[t.dtype], shape=list(t.shape), data_offsets=[at, at := at + t.numel()*t.element_size()])
     text = json.dumps(head | dict(sha256=dict(dtype='U8', shape=[32], data_offsets=[at, at+32]))).encode()
     text += b' '*(-len(text) % 8)
@@ -110,7 +118,8 @@ def read_state(path:str|Path, # what `write_state` wrote
     except Exception as e: raise BadInput(path, f'not a readable checkpoint ({" ".join(str(e).split()) or type(e).__name__}); delete it to start anew') from None
 
 # %% ../../nbs/71e_train.checkpoint.ipynb #5402aae5
-OTHERS = dict(TrainEvalCallback=('learn.pct_train', 'learn.train_iter'), Recorder=('smooth_loss.count', 'smooth_loss.val'), MixedPrecision=('learn.scaler',), GradientAccumulation=('count',))
+OTHERS = dict(TrainEvalCallback=('learn.pct_train', 'learn.train_iter'), Recorder=('smooth_loss.count', 'smooth_loss.val'), MixedPrecision=('learn.scaler',), GradientAccumulation=('count',),
+              EarlyStoppingCallback=('best', 'wait'), ReduceLROnPlateau=('best', 'wait'), SaveModelCallback=('best',))
 
 def _keeps(cb): return getattr(type(cb), 'keeps', OTHERS.get(type(cb).__name__, ()))
 def _owner(o, name): # 'queue.kept' → the queue, 'kept'
@@ -157,7 +166,7 @@ def set_callback_states(learn:Learner, # with the same callbacks, after their `b
 def rng_state() -> dict: # see `set_rng_state`
     "State of all sources of randomness"
     version,numbers,gauss = random.getstate()
-    return dict(python=(version, np.array(numbers, np.uint32), gauss), numpy=np.random.get_state(), torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
+    return dict(python=(version, np.array(numbers, np.uint32), gauss), numpy=np.random.get_state(), torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [], card=torch.cuda.current_device() if torch.cuda.is_available() else 0)
 
 # %% ../../nbs/71e_train.checkpoint.ipynb #33549c86
 def set_rng_state(state:dict, # what `rng_state` returned
@@ -165,7 +174,9 @@ def set_rng_state(state:dict, # what `rng_state` returned
     "Let all go on from there"
     version,numbers,gauss = state['python']
     random.setstate((version, tuple(numbers.tolist()), gauss)); np.random.set_state(state['numpy']); torch.set_rng_state(state['torch'])
-    if torch.cuda.is_available() and len(state['cuda']) == torch.cuda.device_count(): torch.cuda.set_rng_state_all([o.cpu() for o in state['cuda']])
+    if not torch.cuda.is_available() or not state['cuda']: return
+    if world() == 1 and len(state['cuda']) == torch.cuda.device_count(): torch.cuda.set_rng_state_all([o.cpu() for o in state['cuda']])
+    else: torch.cuda.set_rng_state(state['cuda'][state['card']].cpu()) # all processes draw what the first one drew
 
 # %% ../../nbs/71e_train.checkpoint.ipynb #52668cc1
 def _bare(model): return model.net if isinstance(model, Parallel) else model
@@ -218,7 +229,7 @@ def run_facts(learn:Learner, # about to train
     "What must be the same for a run to go on"
     from stellar_nb import __version__
     train,config = learn.dls.train,next((m.config for m in learn.model.modules() if isinstance(getattr(m, 'config', None), JsonConfig)), None)
-    own = dict(stellar_nb=__version__, network=json.loads(config.to_json()) if config else None, batches=len(train), loader_seed=getattr(train, 'seed', None))
+    own = dict(stellar_nb=__version__, network=json.loads(config.to_json()) if config else None, batches=len(train), batch_size=getattr(train, 'bs', None), loader_seed=getattr(train, 'seed', None))
     return json.loads(json.dumps(facts | own))
 
 # %% ../../nbs/71e_train.checkpoint.ipynb #3bf3a91b
@@ -245,14 +256,15 @@ class Checkpoint(Callback):
 
     def due(self): return self.train_iter % self.steps == 0 if self.steps else time.monotonic() - self.last >= max(self.least, self.took/self.share)
     def before_fit(self):
-        if self.state and self.learn.first >= self.n_epoch: self.restore() # nothing is left to do
+        if self.state and self.learn.first >= self.n_epoch: self.restore(); self.wrote = True # nothing is left to do
     def before_train(self):
-        if self.state: self.restore()
+        if self.state: self.restore(); self.write(self.epoch, self.dls.train.start) # a folder that cannot be written is known at once
         elif self.due(): self.write(self.epoch, 0)
     def after_batch(self):
         if self.training and self.due(): self.write(self.epoch, self.iter + 1)
     def after_epoch(self):
         if self.epoch + 1 == self.n_epoch: self.write(self.n_epoch, 0)
+    def after_fit(self): meet() # nobody goes on before the file is there
 
 # %% ../../nbs/71e_train.checkpoint.ipynb #73169007
 @patch

@@ -177,6 +177,7 @@ def train_cosine(learn:SteadyLearner, # from `make_learner`
     facts = dict(epochs=epochs, lr=lr, floor=floor, warm=warm, **(facts or {}))
     if half and learn.dls.device.type == 'cuda' and not hasattr(learn, 'mixed_precision'): learn.to_fp16() # document 003, §4.5
     cbs = [ParamScheduler({'lr': WarmCosine(lr, floor, warm)})]
+    learn.first = 0 # a checkpoint may say more
     if checkpoint: cbs.append(Checkpoint(checkpoint, facts, steps).take_up(learn))
     with learn.removed_cbs(learn.cbs.filter(lambda o: isinstance(o, ProgressCallback))), learn.no_logging(), in_parallel(learn, checkpoint): learn.fit(epochs, lr=lr, cbs=cbs)
     return learn.training_log.table()
