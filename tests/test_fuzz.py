@@ -77,7 +77,7 @@ def test_commands(judged, target): spoil(judged, target, COMMANDS[target])
 @pytest.mark.parametrize('target', [*READERS, *COMMANDS])
 def test_traps(judged, target):
     for name in traps.fitting(target):
-        if target in READERS or name in traps.QUICK: judged.run(target, ('trap', name))
+        if target in READERS or name in traps.QUICK and name != 'name with nul': judged.run(target, ('trap', name))  # no argument of a command can hold a NUL
 
 
 # --- what was found: each of these once hung, took gigabytes, read elsewhere, crashed, or spoke in riddles
