@@ -15,7 +15,7 @@ from typing import Callable, Iterable, NamedTuple
 
 from .cli import COLUMNS, Column, Item, Refused, check_folder, check_output, list_inputs, read_items, shown, why_hopeless, why_not
 from .cli import _add, _finish, _forget_redshift, _holds, _layout, _load, _number, _pressed, _reason, _report, _say
-from .cli_classify import names_of, place
+from .cli_classify import names_of
 from .cli_period import Star, StarTable, group_files, read_stars, star_key, why_no_period
 
 # %% ../nbs/91e_cli_embed.ipynb #7f11164a
@@ -183,6 +183,7 @@ Curves._by_table = _by_table
 def _on_sky(self, items): # the nearest within the radius
     import numpy as np, pandas as pd
     from stellar_nb.data.crossmatch import join_by_position
+    from stellar_nb.data.spectra import place
     rows = [i for i,o in enumerate(self.seen) if o.features is not None and all(map(math.isfinite, o.place))]
     if not rows: return [Found() for _ in items]
     at = np.array([place(o.spectrum)[:2] for o in items]).reshape(-1, 2)

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['HAS_MAMBA', 'HAS_SPECUTILS', 'C_KMS', 'seed_everything', 'generator', 'default_device', 'smoke', 'pick',
            'package_data', 'result_path', 'data_dir', 'printable', 'BadInput', 'in_words', 'atomic_path', 'leftovers',
-           'progress', 'JsonConfig']
+           'file_sha256', 'progress', 'JsonConfig']
 
 # %% ../nbs/00_core.ipynb #6fc4536f
-import contextlib, glob, json, os, random, re, tempfile
+import contextlib, glob, hashlib, json, os, random, re, tempfile
 from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -150,6 +150,15 @@ def leftovers(path:str|Path, # as given to `atomic_path`
     "Unfinished versions of a file"
     path = Path(path)
     return sorted(path.parent.glob(glob.escape(_tmp_prefix(path)) + '*'))
+
+# %% ../nbs/00_core.ipynb #82461bae
+def file_sha256(path:str|Path, # the file
+               ) -> str: # 64 hexadecimal digits
+    "Its checksum, a megabyte at a time; OSError where it cannot be read"
+    h = hashlib.sha256()
+    with open(path, 'rb') as f:
+        for block in iter(lambda: f.read(2**20), b''): h.update(block)
+    return h.hexdigest()
 
 # %% ../nbs/00_core.ipynb #e11dbeeb
 def progress(items:Iterable|None=None, # what to go through; None for a bar that is moved by hand

@@ -280,11 +280,17 @@ def _prep(folder, net):
     return LabelModel(net, _inputs[kind](**tuples(o['preprocess'])), LabelScale(**tuples(o['scale'])), deep(o['margin']),
                       tuples(o['limits']), deep(o['coverage']), (folder/'card.md').read_text(), domain, deep(o.get('snr_edges', ())), folder.absolute().name)
 
+# %% ../nbs/90_pretrained.ipynb #29bf2fba
+def _fitting(folder, model): # the same, if its input is what its network takes
+    takes = getattr(getattr(model.model, 'config', None), 'length', None)
+    if isinstance(model, LabelModel) and takes and len(model.prep.wave) != takes: raise BadInput(folder, f'its input has {len(model.prep.wave)} pixels, and its network takes {takes}')
+    return model
+
 # %% ../nbs/90_pretrained.ipynb #47de27d9
 def load_pretrained(name:str|Path='specvit_lamost', # name of a shipped model, or the path of a folder
                    ) -> LabelModel|ClassModel|PeriodModel|CubeModel|AlignedModel: # ready to predict, on the CPU
     "Read a model's folder; BadInput names what is wrong with it"
     folder = find_model(name)
-    try: return _prep(folder, _network(folder))
+    try: return _fitting(folder, _prep(folder, _network(folder)))
     except BadInput: raise
     except Exception as e: raise BadInput(folder, f'not a readable model ({in_words(e)})') from None

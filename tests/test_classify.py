@@ -9,12 +9,12 @@ from astropy.table import Table
 import stellar_nb
 from stellar_nb.classifier import ClassModel
 from stellar_nb.cli import Item, main
-from stellar_nb.cli_classify import GaiaTable, class_columns, classify, classify_files, names_of, place
+from stellar_nb.cli_classify import GaiaTable, class_columns, classify, classify_files, names_of
 from stellar_nb.core import BadInput, data_dir, seed_everything
 from stellar_nb.data.catalog import Vocabulary
 from stellar_nb.data.gaia import GAIA_COLUMNS, GaiaInput, read_gaia
 from stellar_nb.data.preprocess import PreprocessConfig
-from stellar_nb.data.spectra import Spectrum, example_file, read_spectra
+from stellar_nb.data.spectra import Spectrum, example_file, place, read_spectra
 from stellar_nb.data.velocity import fill_rv
 from stellar_nb.models.mamba_fusion import StarClassifierConfig, StarClassifierFusion
 from stellar_nb.pretrained import load_pretrained, save_pretrained

@@ -5,11 +5,13 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from stellar_nb.train.distributed import by_rows, gather, my_rows, processes, rank, world
+from stellar_nb.core import BadInput
+from stellar_nb.train.distributed import by_rows, gather, in_parallel, my_rows, processes, rank, world
 
 QUICK = ('specvit:double', 'spectra:double', 'fusion:double', 'lightcurve:double', 'clip:double', 'moco:resumed', 'cubes:double', 'specvit:shard')
 SLOW = ('specvit', 'noisy:double', 'noisy', 'spectra', 'fusion', 'lightcurve', 'dual:double', 'dual', 'vicreg:double', 'vicreg', 'simsiam:double', 'simsiam', 'clip', 'cubes', 'few_cubes:double',
@@ -80,3 +82,11 @@ def test_one_process_is_left_alone(monkeypatch):
 
 def test_outputs_without_a_row_for_each_star():
     with pytest.raises(RuntimeError, match='does not have a row for each of 4 stars'): gather((torch.zeros(4, 2), torch.zeros(())), 4)
+
+
+def test_parts_of_batches_are_refused(monkeypatch):
+    "Every process needs the whole batch"
+    monkeypatch.setattr('stellar_nb.train.distributed.world', lambda: 2)
+    learn = SimpleNamespace(dls=SimpleNamespace(train=SimpleNamespace(part=(0, 2))))
+    with pytest.raises(BadInput, match='every process needs the whole batch'):
+        with in_parallel(learn): pass

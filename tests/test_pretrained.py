@@ -1,11 +1,13 @@
 """The shipped model does what its card says, on mock stars and, where they are at hand, on real ones."""
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from stellar_nb.core import C_KMS, data_dir, generator
-from stellar_nb.data.preprocess import counted, preprocess
+from stellar_nb.core import C_KMS, BadInput, data_dir, generator
+from stellar_nb.data.preprocess import PreprocessConfig, counted, preprocess
 from stellar_nb.data.spectra import Spectrum
 from stellar_nb.mock.spectra import LAMOST_WAVE
 from stellar_nb.pretrained import load_pretrained, save_pretrained
@@ -82,3 +84,8 @@ def test_every_shipped_model_answers(name, tmp_path):
     rows = predict([file])
     assert (rows.model == name).all() and (rows.status == 'ok').all(), rows.reason.tolist()
     assert rows[['teff', 'logg', 'feh']].notna().all().all() and (rows.teff_lo <= rows.teff).all() and (rows.teff <= rows.teff_hi).all()
+
+
+def test_input_and_network_fit(model, tmp_path):
+    folder = save_pretrained(replace(model, prep=PreprocessConfig()), tmp_path/'m')
+    with pytest.raises(BadInput, match='m: its input has 3600 pixels, and its network takes 3440'): load_pretrained(folder)

@@ -18,8 +18,8 @@ from stellar_nb.cli import main
 from stellar_nb.core import BadInput, data_dir
 from stellar_nb.data import store as module
 from stellar_nb.data.gaia import GAIA_COLUMNS
-from stellar_nb.data.spectra import example_file, read_spectra
-from stellar_nb.data.store import Keys, Listing, Store, StoreConfig, julian_year, on_grid, prepare
+from stellar_nb.data.spectra import example_file, julian_year, read_spectra
+from stellar_nb.data.store import Keys, Listing, Store, StoreConfig, on_grid, prepare
 
 WAVE = 10**np.arange(3.57, 3.9585, 1e-3)
 COARSE = dict(kind='spectra', step=1e-3, row_group=8)

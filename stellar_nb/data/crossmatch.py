@@ -23,6 +23,7 @@ from fastcore.test import *
 
 from ..core import BadInput, atomic_path
 from .gaia import bare_id
+from .store import part_paths
 
 # %% ../../nbs/24e_data.crossmatch.ipynb #7b4d6606
 def _ids(x, name):
@@ -138,7 +139,8 @@ def _files(folder):
     if not folder.exists(): raise BadInput(folder, 'there is no such file or folder')
     if (p := folder/'collection.properties').exists(): folder = folder/dict(o.split('=', 1) for o in p.read_text().splitlines() if '=' in o)['hats_primary_table_url'].strip()
     if _is_hats(folder): pattern = 'dataset/Norder=*/**/*.parquet'
-    files = [o for o in sorted(folder.glob(pattern)) if not o.name.startswith('_')]
+    found = part_paths(folder) if (folder/'_store.json').exists() else sorted(folder.glob(pattern)) # rows are numbered as in `Shards`
+    files = [o for o in found if not o.name.startswith('_')]
     if not files: raise BadInput(folder.name, 'no Parquet files in it')
     return files
 

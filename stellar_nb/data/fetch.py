@@ -22,7 +22,7 @@ import h5py, numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
 from fastcore.basics import chunked
 from fastcore.test import *
 
-from ..core import BadInput, atomic_path
+from ..core import BadInput, atomic_path, file_sha256
 from .gaia import GAIA_COLUMNS
 
 # %% ../../nbs/27_data.fetch.ipynb #404898e9
@@ -254,13 +254,7 @@ def _once(session, wanted, part, tick, stop): # all of the file, or an exception
     want = wanted.size if total is None else total
     if want is not None and part.stat().st_size != want: raise ConnectionError(f'{part.stat().st_size} of {want} bytes')
 
-# %% ../../nbs/27_data.fetch.ipynb #9446d26d
-def _digest(path):
-    out = hashlib.sha256()
-    with open(path, 'rb') as f:
-        for block in iter(partial(f.read, 2**20), b''): out.update(block)
-    return out.hexdigest()
-
+# %% ../../nbs/27_data.fetch.ipynb #b34f5992
 def _size(path): return path.stat().st_size if path.exists() else 0
 
 # %% ../../nbs/27_data.fetch.ipynb #09aedc4d
@@ -288,7 +282,7 @@ def fetch_file(session:'Session', # from `open_session`
     part = _beside(path, '.part')
     part.parent.mkdir(parents=True, exist_ok=True)
     _whole(session, wanted, part, tick, stop or threading.Event())
-    digest,size = _digest(part),part.stat().st_size
+    digest,size = file_sha256(part),part.stat().st_size
     if wanted.sha256 and digest != wanted.sha256: _forget(part)
     if wanted.sha256 and digest != wanted.sha256: raise BadInput(wanted.name, 'it arrived damaged (its SHA-256 is not the one that the archive lists)')
     os.replace(part, path)
@@ -313,7 +307,7 @@ def is_there(wanted:Wanted, # a file
     "Was it fetched before?"
     name,path,known = Path(wanted.name),Path(folder)/wanted.name,record.get(wanted.name, {})
     if name.is_absolute() or '..' in name.parts or not path.is_file(): return False
-    if wanted.sha256: return path.stat().st_size == wanted.size and _digest(path) == wanted.sha256
+    if wanted.sha256: return path.stat().st_size == wanted.size and file_sha256(path) == wanted.sha256
     return path.stat().st_size == known.get('bytes', wanted.size)
 
 # %% ../../nbs/27_data.fetch.ipynb #25f86efe

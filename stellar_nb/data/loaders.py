@@ -375,17 +375,31 @@ class FromStores:
 
 # %% ../../nbs/26_data.loaders.ipynb #dee79286
 @patch
-def modality(self:FromStores, k, rows, gen): # inputs of store k, filled up
+def modality(self:FromStores,
+             k:int, # number of the store
+             rows:Tensor, # (star,) row numbers; -1 = missing
+             gen:torch.Generator, # for whatever the function draws
+            ) -> tuple[Tensor,...]: # (star, …) each
+    "Inputs of a store, filled up where a star is not in it"
     there = rows >= 0
-    use = rows[there] if there.any() else rows.new_zeros(1) # shapes are wanted even where nobody has it
-    made = _tuple(self.makes[k](as_tensors(self.shards[k][use]), gen))
+    make = lambda some: _tuple(self.makes[k](as_tensors(self.shards[k][some]), gen))
+    made = make(rows[there]) if there.any() else _first(make, len(self.shards[k])) # shapes are wanted even where nobody has it
     if there.all(): return made
     out = [o.new_full((len(rows), *o.shape[1:]), False if o.dtype == torch.bool else self.fill) for o in made]
     for o,m in zip(out, made): o[there] = m[:int(there.sum())]
-    return out
+    return tuple(out)
+
+def _first(make, n): # what is made of the first row that can be used
+    for i in range(min(n, 64)):
+        try: return make([i])
+        except Exception as e: error = e
+    raise error
 
 # %% ../../nbs/26_data.loaders.ipynb #413e6023
 @patch
-def where(self:FromStores, item): # for messages
+def where(self:FromStores,
+          item:Tensor, # (1 + store,) from `Together`
+         ) -> str: # for messages
+    "The files and the rows in them"
     places = ['{} of store {} row {}'.format(s.where(int(r))[0], k, s.where(int(r))[1]) for k,(s,r) in enumerate(zip(self.shards, item[1:])) if r >= 0]
     return ', '.join(places)

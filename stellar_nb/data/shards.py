@@ -21,6 +21,7 @@ from fastcore.test import *
 from torch import Tensor
 
 from ..core import *
+from .store import part_paths
 
 # %% ../../nbs/25b_data.shards.ipynb #db466c3c
 def _plain(arr, column): # an array as it lies in a map; ValueError in words
@@ -105,7 +106,7 @@ def _about(folder): # _store.json and the parts that have rows
 # %% ../../nbs/25b_data.shards.ipynb #df002965
 def _parts(folder):
     out = []
-    for path in sorted(folder.glob('part-*.parquet')):
+    for path in part_paths(folder):
         with _reading(path):
             if pq.read_metadata(path).num_rows: out.append(path)
     if not out: raise BadInput(folder.name, 'the store has no rows')
@@ -188,8 +189,8 @@ def __getitem__(self:Shards,
                 rows:slice|Sequence[int]|np.ndarray|Tensor, # row numbers in any order, repeated ones too; or bool for every row
                ) -> dict[str,np.ndarray]: # column → (row, …); texts as objects
     "Copies of these rows; IndexError for a row that is not there"
-    mask = not isinstance(rows, slice) and np.asarray(rows).dtype == bool
-    rows = np.arange(len(self))[np.asarray(rows) if mask else rows] if mask or isinstance(rows, slice) else np.asarray(rows, np.int64).reshape(-1)
+    if not isinstance(rows, slice): rows = np.asarray(rows)
+    rows = np.arange(len(self))[rows] if isinstance(rows, slice) or rows.dtype == bool else rows.astype(np.int64).reshape(-1)
     for r in rows[(rows < 0) | (rows >= len(self))]: raise IndexError(f'row {r} of a store of {len(self)}')
     block = np.searchsorted(self.starts, rows, 'right') - 1
     return {k: self._gather(k, block, rows - self.starts[block]) for k in self.columns}

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['MIN_PIXELS', 'MIN_WAVE', 'MAX_WAVE', 'MAX_PIXELS', 'XP_WAVE', 'MAX_BYTES', 'MAX_GROWTH', 'MAX_HDUS', 'MAX_COLUMNS',
-           'ENDINGS', 'EXAMPLES', 'Spectrum', 'refractive_index', 'air_to_vacuum', 'estimate_error', 'from_arrays',
-           'from_columns', 'read_spectra', 'find_spectra', 'example_file']
+           'ENDINGS', 'EXAMPLES', 'Spectrum', 'julian_year', 'place', 'refractive_index', 'air_to_vacuum',
+           'estimate_error', 'from_arrays', 'from_columns', 'read_spectra', 'find_spectra', 'example_file']
 
 # %% ../../nbs/20_data.spectra.ipynb #8abc7bde
 import gzip, io, itertools, json, math, os, re, stat, warnings, zipfile, zlib
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Iterable
 
@@ -60,6 +61,25 @@ def same_as(self:Spectrum,
     arrays = all(np.array_equal(getattr(self, k), getattr(other, k)) for k in ('wave', 'flux', 'ivar', 'mask'))
     numbers = np.array_equal([self.rv, self.snr], [other.rv, other.snr], equal_nan=True)
     return arrays and numbers and (self.rv_source, self.id, self.meta)==(other.rv_source, other.id, other.meta)
+
+# %% ../../nbs/20_data.spectra.ipynb #51a46725
+def julian_year(jd:float, # Julian date
+               ) -> float: # yr
+    "2000.0 is noon of 1 January 2000"
+    return 2000 + (jd - 2451545)/365.25
+
+def _dated(meta): # Julian year of DATE-OBS; NaN where it is no date
+    try: return julian_year(2451544.5 + (np.datetime64(str(meta.get('date_obs'))) - np.datetime64('2000-01-01'))/np.timedelta64(86_400_000, 'ms'))
+    except ValueError: return np.nan
+
+# %% ../../nbs/20_data.spectra.ipynb #ac75e9a2
+def place(record:Spectrum, # or a light curve: whatever has a header in `meta`
+         ) -> tuple[float,float,float]: # right ascension and declination, deg; epoch, Julian year; NaN where unknown
+    "Where and when something was observed"
+    meta = {str(k).lower(): v for k,v in record.meta.items()}
+    get = lambda low,high,*names: next((float(v) for k in names if isinstance(v := meta.get(k), Real) and not isinstance(v, bool) and low <= v <= high), np.nan)
+    year,mjd = _dated(meta),get(33_282, 88_069, 'mjd', 'lmjd') # years 1950 to 2100
+    return get(0, 360, 'ra'), get(-90, 90, 'dec'), year if 1950 <= year <= 2100 else julian_year(mjd + 2400000.5)
 
 # %% ../../nbs/20_data.spectra.ipynb #91afd9ab
 @patch

@@ -94,7 +94,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_): pass
 
-    def reply(self, status, body=b'', kind='application/json', **headers):
+    def reply(self,
+              status:int, # of HTTP
+              body:object=b'', # bytes, or what goes into JSON
+              kind:str='application/json', # media type
+              **headers:str|int, # _ for -
+             ):
+        "A whole answer"
         body = json.dumps(body).encode() if not isinstance(body, bytes) else body
         self.send_response(status)
         for k,v in (dict(Content_Type=kind, Content_Length=len(body)) | headers).items(): self.send_header(k.replace('_', '-'), str(v))
@@ -126,7 +132,10 @@ def _part(range_, tag, wanted_tag, data): # (first byte, status)
 
 # %% ../../nbs/15_mock.archive.ipynb #fb1f2f99
 @patch
-def send_file(self:_Handler, name:str, data:bytes):
+def send_file(self:_Handler,
+              name:str, # of the fault
+              data:bytes, # of the file
+             ):
     "A file, or the rest of it, with its fault"
     tag,fault = f'"{sha256(data).hexdigest()[:16]}"',self.archive.fault(name)
     if self.trouble(fault): return
@@ -141,7 +150,11 @@ def send_file(self:_Handler, name:str, data:bytes):
 
 # %% ../../nbs/15_mock.archive.ipynb #8daed6d6
 @patch
-def drop(self:_Handler, data:bytes, status:int, **headers):
+def drop(self:_Handler,
+         data:bytes, # announced
+         status:int, # of HTTP
+         **headers:str, # _ for -
+        ):
     "Announce all, send half"
     self.send_response(status)
     for k,v in (dict(Content_Length=len(data)) | headers).items(): self.send_header(k.replace('_', '-'), str(v))
@@ -178,7 +191,9 @@ def _typed(rows): # what the portal says of columns
 
 # %% ../../nbs/15_mock.archive.ipynb #d1df57b5
 @patch
-def portal(self:_Handler, form:dict):
+def portal(self:_Handler,
+           form:dict, # of the request, decoded
+          ):
     "An answer of MAST's portal"
     ask,curves = json.loads(form['request'][0]),self.archive.curves
     if ask['service'] == 'Mast.Caom.Products':
@@ -192,7 +207,9 @@ def portal(self:_Handler, form:dict):
 _FILTERS = {k: {'vot.datatype': 'char'} for k in ('obs_collection', 'target_name', 'dataproduct_type', 'provenance_name', 'sequence_number')}
 
 @patch
-def mast_file(self:_Handler, query:dict):
+def mast_file(self:_Handler,
+              query:dict, # of the URL
+             ):
     "A file of MAST, by its URI"
     name = query['uri'][0].rsplit('/', 1)[-1]
     data = self.archive.curves.get(name)
@@ -222,7 +239,10 @@ _JOB = '<uws:job xmlns:uws="http://www.ivoa.net/xml/UWS/v1.0" xmlns:xlink="http:
 
 # %% ../../nbs/15_mock.archive.ipynb #e0f8acb9
 @patch
-def tap(self:_Handler, path:str, body:bytes):
+def tap(self:_Handler,
+        path:str, # of the URL
+        body:bytes, # of the request
+       ):
     "A step of a job"
     home,jobs = f'{self.archive.url}/tap-server/tap/async',self.archive.jobs
     if self.command == 'POST' and path.endswith('/async'):
@@ -240,7 +260,9 @@ _COMMIT = '0123456789abcdef0123456789abcdef01234567'
 
 # %% ../../nbs/15_mock.archive.ipynb #ae87ae3e
 @patch
-def hub(self:_Handler, path:str):
+def hub(self:_Handler,
+        path:str, # of the URL
+       ):
     "An answer about a data set, or a file of it"
     m = re.match(r'/(?:api/)?datasets/([^/]+/[^/]+)/(revision|tree|resolve)/[^/]+/?(.*)', path)
     files = self.archive.repos.get(m[1]) if m else None

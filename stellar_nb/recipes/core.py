@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import torch
 from fastcore.test import *
@@ -73,7 +73,7 @@ def calibrate(recipe:Recipe, # of the model
     "Conformal margins from stars set apart"
     return with_margins(model, *recipe.quantiles(model, n, 'calibrate'), recipe.snr_edges)
 
-def as_it_is(model, # any, without intervals
+def as_it_is(model:Any, # any, without intervals
              n:int, # not used
              workers:int=1, # not used
             ): # itself

@@ -11,6 +11,7 @@ __all__ = ['FORMAT', 'OTHERS', 'pack', 'unpack', 'write_state', 'read_state', 'c
 import hashlib, json, random, struct, time, warnings
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np, torch
 from fastai.callback.core import Callback
@@ -29,7 +30,7 @@ def _free(name, tensors): # a name that no other tensor has
     return name
 
 # %% ../../nbs/71e_train.checkpoint.ipynb #f1208386
-def pack(x, # None, a number, text, an array or tensor, or a dict, list or tuple of such
+def pack(x:Any, # None, a number, text, an array or tensor, or a dict, list or tuple of such
          name:str='', # of `x` in the tree
          tensors:dict[str,Tensor]|None=None, # is filled: name → tensor
         ): # a JSON value
@@ -47,7 +48,7 @@ def pack(x, # None, a number, text, an array or tensor, or a dict, list or tuple
     raise TypeError(f'{name} is a {type(x).__name__}, which a checkpoint cannot hold')
 
 # %% ../../nbs/71e_train.checkpoint.ipynb #385ff162
-def unpack(o, # what `pack` returned
+def unpack(o:Any, # what `pack` returned
            tensors:dict[str,Tensor], # what it set aside
            device:torch.device|str='cpu', # for tensors that were not on the CPU
           ): # the tree
@@ -115,7 +116,7 @@ def read_state(path:str|Path, # what `write_state` wrote
         with safe_open(path, 'pt') as f: tensors,about = {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()[FORMAT])
         return unpack(about['state'], tensors, device), about['facts']
     except BadInput: raise
-    except Exception as e: raise BadInput(path, f'not a readable checkpoint ({" ".join(str(e).split()) or type(e).__name__}); delete it to start anew') from None
+    except Exception as e: raise BadInput(path, f'not a readable checkpoint ({in_words(e)}); delete it to start anew') from None
 
 # %% ../../nbs/71e_train.checkpoint.ipynb #5402aae5
 OTHERS = dict(TrainEvalCallback=('learn.pct_train', 'learn.train_iter'), Recorder=('smooth_loss.count', 'smooth_loss.val'), MixedPrecision=('learn.scaler',), GradientAccumulation=('count',),
@@ -211,8 +212,8 @@ def set_training_state(learn:Learner, # made as for the run that is taken up; it
     set_rng_state(state['rng'])
 
 # %% ../../nbs/71e_train.checkpoint.ipynb #c6fe5d9e
-def difference(a, # a JSON value of the checkpoint
-               b, # the same of this run
+def difference(a:Any, # a JSON value of the checkpoint
+               b:Any, # the same of this run
                name:str='', # of both
               ) -> str|None: # one clause, or None if they are equal
     "Where two records differ first"
@@ -286,7 +287,7 @@ def take_up(self:Checkpoint,
 # %% ../../nbs/71e_train.checkpoint.ipynb #c53bdff8
 @patch
 def foreign(self:Checkpoint,
-            why, # the first difference
+            why:Any, # the first difference
            ) -> BadInput: # to raise
     "This checkpoint is not ours"
     return BadInput(self.path, f'the checkpoint of another run: {why}; delete it or choose another folder')

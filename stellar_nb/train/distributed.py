@@ -9,7 +9,7 @@ __all__ = ['PATIENCE', 'RULES', 'world', 'rank', 'meet', 'processes', 'my_rows',
 # %% ../../nbs/73_train.distributed.ipynb #66fcaf90
 import contextlib, copy, os, warnings, zlib
 from datetime import timedelta
-from typing import Callable, Iterator
+from typing import Any, Callable, Iterator
 
 import torch, torch.distributed as dist
 import torch.nn.functional as F
@@ -111,7 +111,7 @@ def _fill(parts): # the same outputs, as wide as the widest of any process
     return out
 
 # %% ../../nbs/73_train.distributed.ipynb #ceb4dafe
-def gather(out, # tensors with the rows of this process, in any nest of tuples, lists and dictionaries
+def gather(out:Any, # tensors with the rows of this process, in any nest of tuples, lists and dictionaries
            total:int, # rows of the whole batch
            notes:dict|None=None, # gets `read` in the backward pass: which of the outputs that are no integers the loss has read
           ): # the same nest with all rows, in their order
@@ -324,6 +324,7 @@ def in_parallel(learn:Learner, # before training
                ) -> Iterator[Learner]: # itself
     "Within: the learner's network is computed by all processes. Nothing happens where there is one. BadInput if its weights cannot be divided"
     if world() == 1: yield learn; return
+    if getattr(learn.dls.train, 'part', (0, 1))[1] > 1: raise BadInput('part', 'a loader that hands out parts of batches; here every process needs the whole batch')
     net = learn.model.to(learn.dls.device)
     shard = os.environ.get('ACCELERATE_USE_FSDP', '').lower() == 'true' if shard is None else shard
     if shard: _can_divide(net, checkpoint); learn.opt = None

@@ -89,7 +89,10 @@ class Fresh(Batches):
         self.make,self.n_batches,self.bs,self.block,self.made = make,n_batches,batch_size,block,(None, [])
 
     def __len__(self): return self.n_batches
-    def raw(self, i):
+    def raw(self,
+            i:int, # number of the batch in this epoch
+           ) -> tuple: # (xb..., yb)
+        "Make a batch"
         j,k = divmod(i, self.block)
         if self.made[0] != (self.epoch, j): self.made = (self.epoch, j),self.parts(j)
         return self.made[1][k]
@@ -117,7 +120,10 @@ class Repeated(Batches):
         self.make,self.n,self.bs,self.drawn,self.order = make,n,batch_size,drawn,(None, [])
 
     def __len__(self): return -(-self.n//self.bs) - (not self.fixed and self.n > self.bs > 1 and self.n % self.bs == 1)
-    def raw(self, i):
+    def raw(self,
+            i:int, # number of the batch in this epoch
+           ) -> tuple: # (xb..., yb)
+        "Make a batch"
         if self.order[0] != self.epoch: self.order = self.epoch,self.batches()
         xb,yb = self.make(self.order[1][i], self.device, *((self.source(i),) if self.drawn else ()))
         return *xb, yb
