@@ -25,7 +25,8 @@ def _from_table(path, columns): # of the first column that is there
     table = _table(path)[0]
     low = {str(k).lower(): k for k in table}
     if (name := next((low[k] for k in columns if k in low), None)) is None: raise BadInput(shown(path), f'no column {columns[0]}')
-    return [o for o in table[name].tolist() if o == o]
+    whole = lambda o: int(o) if isinstance(o, float) and o.is_integer() and abs(o) < 2**53 else o # a gap makes a column of numbers floating-point
+    return [whole(o) for o in table[name].dropna().tolist()]
 
 # %% ../nbs/91g_cli_fetch.ipynb #b90272cb
 def listed(words:list[str], # numbers, files
@@ -121,10 +122,15 @@ def _curves(mission, args, session):
 def _positions(args): # of --at, or of tables
     import pandas as pd
     from stellar_nb.data.gaia import _table
-    if args.at: return pd.DataFrame(dict(ra=[args.at[0]], dec=[args.at[1]]))
+    if args.at: return _on_sky('--at', pd.DataFrame(dict(ra=[args.at[0]], dec=[args.at[1]])))
     tables = [_table(o)[0].rename(columns=str.lower) for o in args.stars]
     if lost := next((o for o,t in zip(args.stars, tables) if not {'ra', 'dec'} <= set(t)), None): raise Refused(f'{shown(lost)}: no columns ra and dec')
-    return pd.concat([o[['ra', 'dec']] for o in tables], ignore_index=True)
+    return pd.concat([_on_sky(shown(o), t[['ra', 'dec']]) for o,t in zip(args.stars, tables)], ignore_index=True)
+
+def _on_sky(name, t): # the same; Refused for what is no position
+    for k,(low,high) in dict(ra=(-180, 360), dec=(-90, 90)).items():
+        if (bad := t[k][~t[k].between(low, high)]).size: raise Refused(f'{name}: {k} = {bad.iloc[0]:g} in row {bad.index[0]} is not from {low} to {high} deg')
+    return t
 
 # %% ../nbs/91g_cli_fetch.ipynb #1b84a4fc
 def _gaia_stars(args): # a row a star

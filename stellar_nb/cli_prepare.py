@@ -6,7 +6,7 @@
 __all__ = ['add_prepare', 'run_prepare']
 
 # %% ../nbs/91f_cli_prepare.ipynb #429e46f8
-import argparse, os
+import argparse, contextlib, os, shutil, sys, tempfile
 from pathlib import Path
 
 from .cli import Refused, shown
@@ -16,7 +16,7 @@ from .cli import _add, _number, _say
 _prepare_example = """examples:
   stellar_nb prepare dr10/ -o lamost_store
   stellar_nb prepare kepler/ tess/ -o curves --kind lightcurves --workers 8
-  find /survey -name 'spec-*.fits.gz' > files.txt; stellar_nb prepare --list files.txt -o store
+  find /survey -name 'spec-*.fits.gz' -print0 | stellar_nb prepare --list - -o store
   stellar_nb prepare dr10/ -o lamost_store --scheduler tcp://10.0.0.1:8786
 
 The store is a folder: _store.json (columns, units, grid), part-00000.parquet, ... (a row a
@@ -42,7 +42,7 @@ exit status: 0 all files are in, 1 some failed, 2 nothing could be done"""
 def _prepare_options(p):
     add = p.add_argument
     add('paths', nargs='*', metavar='PATH', help='a file, or a directory with files')
-    add('--list', action='append', default=[], metavar='FILE', dest='lists', help='a file with a path a line, or with NUL between paths (find -print0)')
+    add('--list', action='append', default=[], metavar='FILE', dest='lists', help='a file with a path a line, or with NUL between paths (find -print0); - = standard input')
     add('-o', '--output', required=True, metavar='STORE', help='folder of the store: missing, empty, or a store that is added to')
     add('--kind', default='auto', choices=('auto', 'spectra', 'lightcurves', 'gaia'), help='what the files hold (default: what most of the first 50 hold)')
     add('--again', action='store_true', help='read anew what failed, and what has changed since it was read')
@@ -70,6 +70,14 @@ def add_prepare(sub:'argparse._SubParsersAction', # of the whole command
     "Add the command `prepare`"
     _add(sub, 'prepare', 'a survey becomes one store of Parquet files', 'Spectra, light curves or Gaia tables become one store of Parquet files for training.', _prepare_example, _prepare_options, run_prepare)
 
+# %% ../nbs/91f_cli_prepare.ipynb #6361c940
+@contextlib.contextmanager
+def _lists(args): # files with paths; what comes down the pipe is kept in one, since it is read more than once
+    if '-' not in args.lists: yield args.lists; return
+    with tempfile.TemporaryDirectory() as d:
+        with open(os.path.join(d, 'stdin'), 'wb') as f: shutil.copyfileobj(sys.stdin.buffer, f)
+        yield [f.name if o == '-' else o for o in args.lists]
+
 # %% ../nbs/91f_cli_prepare.ipynb #b328f838
 _CONFIG = ('wave_min', 'wave_max', 'step', 'air', 'cadences', 'bitmask', 'part_files', 'row_group')
 
@@ -79,17 +87,20 @@ def _prepared(args): # the report of the run; Refused where nothing can be done
     if not args.paths and not args.lists: raise Refused('neither paths nor --list are given')
     if args.scheduler and args.workers is not None: raise Refused('--workers and --scheduler exclude each other')
     bar = None if args.quiet else lambda n: progress(desc='files', total=n, unit='file')
-    try: return prepare(args.paths, args.output, args.kind, args.lists, args.root, args.workers, args.scheduler, args.again, bar, **{k: getattr(args, k) for k in _CONFIG})
+    try:
+        with _lists(args) as lists: return prepare(args.paths, args.output, args.kind, lists, args.root, args.workers, args.scheduler, args.again, bar, **{k: getattr(args, k) for k in _CONFIG})
     except (BadInput, ImportError, ValueError) as e: raise Refused(shown(e)) from None
 
 # %% ../nbs/91f_cli_prepare.ipynb #135a1b2a
 def _say_failures(args, report):
-    _say(*map(shown, report.told))
-    if (more := report.failed + report.changed - len(report.told)) > 0: _say(f'… and {more:,} more: {shown(os.path.join(args.output, "_failures.parquet"))}')
+    table = shown(os.path.join(args.output, '_failures.parquet'))
+    _say(*(f'{shown(o)}: there is no such file or folder' for o in report.absent), *map(shown, report.told))
+    if (more := report.failed + report.changed - len(report.told)) > 0: _say(f'… and {more:,} more; all failures are in {table}')
+    if report.known_bad: _say(f'failed earlier: {report.known_bad:,}, see {table}; --again reads them anew')
     _say(*(f'{shown(o)}; its files stay planned: run the command again' for o in report.lost))
 
 def _summary(args, o): # one line
-    parts = [f'{o.kind}: {o.rows:,} from {o.files:,} files', f'in already: {o.known:,}', f'failed: {o.failed:,}'] + [f'failed earlier: {o.known_bad:,}']*bool(o.known_bad)
+    parts = [f'{o.kind}: {o.rows:,} from {o.files:,} files', f'in already: {o.known:,}', f'failed: {o.failed:,}']
     parts += [f'changed since they were read: {o.changed:,}']*bool(o.changed) + [f'symbolic links not followed: {o.links:,}']*bool(o.links)
     return ', '.join([*parts, f'store: {shown(args.output)}'])
 
@@ -105,4 +116,4 @@ def run_prepare(args:argparse.Namespace, # parsed options
     if not o.found and not o.files: raise Refused('no files')
     if not args.quiet: _say(_summary(args, o))
     if not o.rows and o.known == o.known_bad: raise Refused('no part could be written' if o.lost else 'no usable file')
-    return 1 if o.failed or o.known_bad or o.changed or o.lost else 0
+    return 1 if o.failed or o.known_bad or o.changed or o.lost or o.absent else 0

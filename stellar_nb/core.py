@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HAS_MAMBA', 'HAS_SPECUTILS', 'C_KMS', 'seed_everything', 'generator', 'default_device', 'smoke', 'pick',
            'package_data', 'result_path', 'data_dir', 'printable', 'BadInput', 'in_words', 'atomic_path', 'leftovers',
-           'file_sha256', 'progress', 'JsonConfig']
+           'file_sha256', 'locked', 'progress', 'JsonConfig']
 
 # %% ../nbs/00_core.ipynb #6fc4536f
 import contextlib, glob, hashlib, json, os, random, re, tempfile
@@ -159,6 +159,34 @@ def file_sha256(path:str|Path, # the file
     with open(path, 'rb') as f:
         for block in iter(lambda: f.read(2**20), b''): h.update(block)
     return h.hexdigest()
+
+# %% ../nbs/00_core.ipynb #c77d7fcf
+def _lock(path): # an open file that no other process has locked; BlockingIOError where one has
+    try: import fcntl
+    except ImportError: return open(path, 'w')
+    while True:
+        f = open(path, 'w')
+        try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException: f.close(); raise
+        if path.exists() and os.fstat(f.fileno()).st_ino == path.stat().st_ino: return f
+        f.close() # its owner has just removed it
+
+# %% ../nbs/00_core.ipynb #2d16861a
+@contextlib.contextmanager
+def locked(folder:str|Path, # made where it is missing, and removed again if it stays empty
+          ): # nothing
+    "Within: no other run that asks so works in this folder. BadInput where one does"
+    folder = Path(folder)
+    made = [o for o in (folder, *folder.parents) if not o.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try: f = _lock(path := folder/'.lock')
+    except BlockingIOError: raise BadInput(folder, 'another run is writing there') from None
+    try: yield
+    finally:
+        with contextlib.suppress(OSError): path.unlink()
+        f.close()
+        with contextlib.suppress(OSError):
+            for o in made: o.rmdir()
 
 # %% ../nbs/00_core.ipynb #e11dbeeb
 def progress(items:Iterable|None=None, # what to go through; None for a bar that is moved by hand

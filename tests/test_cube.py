@@ -183,6 +183,10 @@ def bad_files(d, x):
     fits.PrimaryHDU(x[0]).writeto(d/'flat.fits'); add('flat.fits', 'no image with 3 axes, only with 2')
     np.save(d/'flat.npy', x[0]); add('flat.npy', 'no array with 3 axes')
     scipy.io.savemat(d/'flat.mat', dict(a=x[0])); add('flat.mat', 'no array with 3 axes')
+    for name, packed in (('cut.mat', False), ('cutz.mat', True)):
+        scipy.io.savemat(d/name, dict(a=x), do_compression=packed); (d/name).write_bytes((d/name).read_bytes()[:-20]); add(name, 'the file ends early')
+    scipy.io.savemat(d/'tag.mat', dict(a=x)); data = (d/'tag.mat').read_bytes()
+    for name, at in (('flags.mat', 128 + 12), ('values.mat', len(data) - x.nbytes - 4)): (d/name).write_bytes(data[:at] + (2**31).to_bytes(4, 'little') + data[at+4:]); add(name, 'a variable claims more bytes than there are')
     np.savez(d/'two.npz', a=x, b=x); add('two.npz', 'several arrays could be meant: a, b')
     np.save(d/'objects.npy', np.array([[['a', None]]], object), allow_pickle=True); add('objects.npy', 'cannot be read|no array')
     np.savez(d/'objects.npz', a=np.array([[['a', None]]], object)); add('objects.npz', 'no array with 3 axes')

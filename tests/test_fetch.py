@@ -309,3 +309,24 @@ def test_missing_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'astroquery', None)
     status, _, err = command('kepler', 1, '-o', tmp_path/'x')
     assert status == 2 and err == "stellar_nb fetch: fetch needs astroquery: pip install 'stellar_nb[fetch]'\n"
+
+
+def test_one_run_at_a_time(tmp_path):
+    from stellar_nb.core import locked
+    curve = kepler_file(11, 1)
+    with MockArchive([curve]) as archive:
+        words = ['kepler', '11', '-o', tmp_path/'x', '--server', archive.url]
+        with locked(tmp_path/'x'): assert command(*words)[::2] == (2, f'stellar_nb fetch: {tmp_path}/x: another run is writing there\n')
+        assert command(*words)[0] == 0 and (tmp_path/'x'/curve[0]).read_bytes() == curve[1]
+
+
+def test_positions_on_the_sky(tmp_path):
+    pd.DataFrame(dict(ra=[1., 2.], dec=[3., -91.])).to_csv(tmp_path/'t.csv', index=False)
+    assert '--at: dec = 200 in row 0 is not from -90 to 90 deg' in command('gaia', '--at', '10', '200', '-o', tmp_path/'x')[2]
+    assert 't.csv: dec = -91 in row 1' in command('gaia', tmp_path/'t.csv', '--radius', '2', '-o', tmp_path/'x')[2]
+
+
+def test_column_of_numbers_with_a_gap(tmp_path):
+    from stellar_nb.cli_fetch import listed
+    (tmp_path/'t.csv').write_text('kic,mag\n8462852,1\n,2\n11,3\n')
+    assert listed([str(tmp_path/'t.csv')], ('kic',)) == [8462852, 11]

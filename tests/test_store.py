@@ -97,7 +97,7 @@ def test_killed_and_continued(survey, tmp_path):
     end = time.time() + 60
     while not (tmp_path/'s/part-00001.parquet').exists() and time.time() < end: time.sleep(.01)
     time.sleep(.1)
-    with pytest.raises(BadInput, match='another run is writing to this store'): prepare(survey, tmp_path/'s', workers=0)
+    with pytest.raises(BadInput, match='another run is writing there'): prepare(survey, tmp_path/'s', workers=0)
     os.kill(p.pid, signal.SIGKILL); p.wait()
     assert (tmp_path/'s/.plan').exists() and not (tmp_path/'s/part-00005.parquet').exists(), 'it was killed too late to tell'
     (tmp_path/'s/.tmp-left.parquet').touch()
@@ -273,6 +273,15 @@ def test_gaia(tmp_path):
     np.testing.assert_allclose(d.pmra[:300], a.pmra); assert np.isnan(d.parallax[5]) and d.flagnopllx[5] == 1 and d.item[299] == 299
 
 
+def test_a_spectrum_and_its_gaia_row_have_one_name(tmp_path):
+    (tmp_path/'in').mkdir(); (tmp_path/'table').mkdir()
+    a = gaia_table(3); a.to_csv(tmp_path/'table/a.csv', index=False)
+    wave = np.geomspace(3800, 9000, 500)
+    np.savez(tmp_path/'in/a.npz', wave=wave, flux=np.ones((3, 500)), ivar=np.ones((3, 500)), source_id=a.source_id, obsid=np.arange(3))
+    prepare(tmp_path/'table', tmp_path/'g', workers=0); prepare(tmp_path/'in', tmp_path/'s', workers=0)
+    assert rows(tmp_path/'s').star.tolist() == rows(tmp_path/'g').star.tolist() == [f'Gaia {o}' for o in a.source_id]
+
+
 def test_rebinning_against_specutils():
     "Flux onto wider pixels, against an independent implementation of Carnall (2017)"
     specutils, manipulation = pytest.importorskip('specutils'), pytest.importorskip('specutils.manipulation')
@@ -332,11 +341,27 @@ def test_command(survey, tmp_path, capsys, monkeypatch):
     assert 'plate1/bad.npz: ' in err and 'spectra: 40 from 42 files, in already: 0, failed: 2, store: out/s' in err
     assert set(os.listdir()) - before == {'out'} and os.listdir('out') == ['s']
     assert main('prepare in/plate0 -o out/s'.split()) == 0 and main('prepare in -o out/s --quiet'.split()) == 1
-    for line, why in (('prepare in/nothing -o n', 'none of the first 1 files'), ('prepare -o n', 'neither paths nor --list'), ('prepare in -o n --scheduler a --workers 2', 'exclude each other'),
+    for line, why in (('prepare in/nothing -o n', 'in/nothing: there is no such file or folder'), ('prepare --list /dev/null -o n', 'not a regular file'), ('prepare in/plate1/bad.npz -o n', 'none of the first 1 files'), ('prepare -o n', 'neither paths nor --list'), ('prepare in -o n --scheduler a --workers 2', 'exclude each other'),
                       ('prepare in/plate1/bad.npz -o n --kind spectra', 'no usable file')):
         assert main(line.split()) == 2 and why in capsys.readouterr().err
     for i in range(30): (tmp_path/f'in/z{i}.npz').write_bytes(b'x')
-    assert main('prepare in -o out/s --workers 0'.split()) == 1 and '… and 10 more: out/s/_failures.parquet' in capsys.readouterr().err
+    assert main('prepare in -o out/s --workers 0'.split()) == 1 and '… and 10 more; all failures are in out/s/_failures.parquet' in (err := capsys.readouterr().err) and 'failed earlier: 2, see out/s/_failures.parquet' in err
+
+
+def test_slips_of_the_pen_are_told_and_not_kept(survey, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    prepare(survey, 's', workers=0, **COARSE)
+    before = content('s')
+    assert main('prepare in in/palte0 -o s'.split()) == 1 and 'in/palte0: there is no such file or folder\n' in capsys.readouterr().err
+    assert main('prepare palte0 -o s'.split()) == 2 and content('s') == before
+    (tmp_path/'list').write_text('in/gone.npz\n')
+    assert main('prepare --list list -o s'.split()) == 2 and Store('s').failures.file.tolist()[-1] == 'gone.npz'
+
+
+def test_list_from_a_pipe(survey, tmp_path):
+    names = b'\0'.join(os.fsencode(o.relative_to(tmp_path)) for o in survey.rglob('*.npz'))
+    run = subprocess.run([sys.executable, '-c', 'import sys; from stellar_nb.cli import main; sys.exit(main(sys.argv[1:]))', *'prepare --list - -o s --kind spectra --step 0.001 --workers 0'.split()], cwd=tmp_path, input=names, capture_output=True)
+    assert run.returncode == 1 and len(Store(tmp_path/'s')) == 40, run.stderr
 
 
 def test_interrupted(survey, tmp_path, capsys, monkeypatch):

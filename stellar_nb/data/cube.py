@@ -430,12 +430,30 @@ def _npy_shapes(path):
 _NUMERIC = ('double', 'single', 'int8', 'uint8', 'int16', 'uint16', 'int32', 'uint32', 'int64', 'uint64', 'logical')
 
 # %% ../../nbs/23_data.cube.ipynb #3bd2c053
-def _unpacked(f, order, most): # bytes of what is packed in a MATLAB file, counted no further than `most`
+def _check_tags(head, order, size): # ValueError where a part of a MATLAB variable (its first bytes, its size) claims more than there is
+    at = 0
+    while at + 8 <= len(head):
+        kind,n = struct.unpack_from(order+'II', head, at)
+        if kind >> 16: n = 0 # a small part stands in its tag
+        if n > size - at - 8: raise ValueError('a variable claims more bytes than there are')
+        at += 8 + (n + -n%8 if at else 0) # the first tag is that of the whole
+
+# %% ../../nbs/23_data.cube.ipynb #837cdb38
+def _inflated(data, order, most): # bytes of a packed variable
+    d = zlib.decompressobj()
+    head = d.decompress(data, 2**16); total,data = len(head),d.unconsumed_tail
+    while data and total <= most: total,data = total+len(d.decompress(data, 2**20)), d.unconsumed_tail
+    _check_tags(head, order, total)
+    return total
+
+# %% ../../nbs/23_data.cube.ipynb #69d1193d
+def _unpacked(f, order, size, most): # bytes of what is packed in a MATLAB file, counted no further than `most`; ValueError for tags that lie
     total = 0
     while len(head := f.read(8)) == 8 and total <= most:
         kind,n = struct.unpack(order+'II', head)
-        data,d = f.read(n), zlib.decompressobj()
-        while kind == 15 and data and total <= most: total,data = total+len(d.decompress(data, 2**20)), d.unconsumed_tail
+        if n > size - f.tell(): raise ValueError('the file ends early')
+        if kind == 15: total += _inflated(f.read(n), order, most)
+        else: _check_tags(head + f.read(min(n, 2**16)), order, n + 8), f.seek(max(0, n - 2**16), 1)
     return total
 
 # %% ../../nbs/23_data.cube.ipynb #08847fe7
@@ -443,7 +461,7 @@ def _mat_shapes(path):
     size = path.stat().st_size
     with path.open('rb') as f:
         order = '<' if f.read(128)[126:] == b'IM' else '>'
-        _check_growth(path, packed := _unpacked(f, order, _limit(size, MAX_UNPACKED)))
+        _check_growth(path, packed := _unpacked(f, order, size, _limit(size, MAX_UNPACKED)))
     return {k: s for k,s,kind in scipy.io.whosmat(path) if kind in _NUMERIC and 0 <= math.prod(map(int, s)) <= max(size, packed)}
 
 # %% ../../nbs/23_data.cube.ipynb #11ce0e6f

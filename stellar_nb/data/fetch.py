@@ -22,7 +22,7 @@ import h5py, numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
 from fastcore.basics import chunked
 from fastcore.test import *
 
-from ..core import BadInput, atomic_path, file_sha256
+from ..core import BadInput, atomic_path, file_sha256, locked
 from .gaia import GAIA_COLUMNS
 
 # %% ../../nbs/27_data.fetch.ipynb #404898e9
@@ -345,11 +345,10 @@ def fetch_files(session:'Session', # from `open_session`
                 after:Callable=lambda got: None, # called with the fate of each file
                 jobs:int=3, # connections at a time
                ) -> list[Got]: # one each, in order
-    "Fetch files, each whole or not at all; Unreachable if a server goes away"
-    stop,lock,record = threading.Event(),threading.Lock(),read_record(folder)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    one,out = partial(_one, session, folder, record, tick, stop, lock),[]
-    with ThreadPoolExecutor(jobs) as pool:
+    "Fetch files, each whole or not at all; Unreachable if a server goes away, BadInput if another run writes to the folder"
+    stop,lock = threading.Event(),threading.Lock()
+    with locked(folder), ThreadPoolExecutor(jobs) as pool:
+        one,out = partial(_one, session, folder, read_record(folder), tick, stop, lock),[]
         try:
             for got in pool.map(one, list({o.name: o for o in wanted}.values())):
                 out.append(got)
@@ -482,9 +481,10 @@ def fetch_gaia(session:'Session', # from `open_session`
     "Ask the Gaia archive for stars; Unreachable if it does not answer"
     query,out = gaia_query(radius, release),[]
     table = stars[['source_id']].drop_duplicates() if radius is None else stars[['ra', 'dec']].astype(float).assign(wanted_row=np.arange(len(stars), dtype='i8'))
-    for i in range(0, len(table), size):
-        out.append(_piece(session, server, query, table[i:i+size].reset_index(drop=True), Path(pieces)))
-        after(len(table[i:i+size]))
+    with locked(pieces):
+        for i in range(0, len(table), size):
+            out.append(_piece(session, server, query, table[i:i+size].reset_index(drop=True), Path(pieces)))
+            after(len(table[i:i+size]))
     return _in_order(pd.concat(out, ignore_index=True), radius)
 
 # %% ../../nbs/27_data.fetch.ipynb #757a54e3
@@ -613,20 +613,21 @@ def fetch_rows(session:'Session', # from `open_session`
     "The first rows of a data set; Unreachable if the hub does not answer"
     name,commit = files[0].what.split('/')[-1],files[0].url.split('/resolve/')[-1].split('/')[0][:8]
     out,stream = [],None
-    for i in range(0, n, size):
-        stem = Path(folder)/f'{safe_name(name)}-{commit}-{i:07d}-{min(i + size, n) - 1:07d}'
-        if old := next((o for o in (stem.with_suffix('.h5'), stem.with_suffix('.parquet')) if o.exists()), None): stream = None
-        else:
-            def take():
-                nonlocal stream
-                some,stream = stream or _stream(files, i),None # one that broke is at its end
-                rows = [o for _,o in zip(range(min(size, n - i)), some)]
-                stream = some
-                return rows
-            rows = ask(session, files[0].url, take)
-            if not rows: break
-            write,end = _kind(rows[0], name)
-            write(rows, old := stem.with_suffix(end))
-        out.append(old)
-        after(size)
+    with locked(folder):
+        for i in range(0, n, size):
+            stem = Path(folder)/f'{safe_name(name)}-{commit}-{i:07d}-{min(i + size, n) - 1:07d}'
+            if old := next((o for o in (stem.with_suffix('.h5'), stem.with_suffix('.parquet')) if o.exists()), None): stream = None
+            else:
+                def take():
+                    nonlocal stream
+                    some,stream = stream or _stream(files, i),None # one that broke is at its end
+                    rows = [o for _,o in zip(range(min(size, n - i)), some)]
+                    stream = some
+                    return rows
+                rows = ask(session, files[0].url, take)
+                if not rows: break
+                write,end = _kind(rows[0], name)
+                write(rows, old := stem.with_suffix(end))
+            out.append(old)
+            after(size)
     return out

@@ -276,6 +276,7 @@ def from_columns(name:str|Path, # the file's name, for messages
     for k in sorted(columns, key=lambda o: 'source_id' not in str(o).lower()): # the id is Gaia's where there are several
         x,(role,scale,in_air) = columns[k],_role(k)
         if role is None or role in cols: labels[k] = x
+        elif role == 'id' and 'source' in str(k).lower(): cols[role] = labels['source_id'] = x
         else: cols[role] = _real(name, 'wavelength', x)*((units or {}).get(k) or scale) if role=='wave' else x
         air |= in_air and role=='wave'
     if 'flux' not in cols: raise BadInput(name, f'no flux among {", ".join(map(str, list(columns)[:8]))}' if columns else 'no columns')

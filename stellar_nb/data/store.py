@@ -342,6 +342,7 @@ def walk(self:Listing,
 def read_list(path:str|Path, # a text file with a path a line, or with NUL between paths (`find -print0`)
              ) -> Iterator[str]: # paths
     "The paths in a list; BadInput where it cannot be read"
+    if os.path.exists(path) and not os.path.isfile(path): raise BadInput(path, 'not a regular file, and a list is read more than once')
     try: f = open(path, 'rb')
     except OSError as e: raise BadInput(path, (e.strerror or 'cannot be opened').lower()) from None
     with f:
@@ -368,6 +369,18 @@ def common_root(paths:Iterable[str], # files and directories
         here = os.path.abspath(p) if os.path.isdir(p) else os.path.dirname(os.path.abspath(p))
         root = here if root is None else os.path.commonpath([root, here])
     return root or os.getcwd()
+
+# %% ../../nbs/25_data.store.ipynb #cdcf5b4b
+def _is_absent(path):
+    try: os.stat(path)
+    except (FileNotFoundError, NotADirectoryError): return True
+    except (OSError, ValueError): pass # reading it will tell
+    return False
+
+def _absent(paths, lists): # those that do not exist; BadInput where nothing else is left
+    out = tuple(str(o) for o in paths if _is_absent(o))
+    if out and len(out) == len(paths) and not lists: raise BadInput(out[0], 'there is no such file or folder')
+    return out
 
 # %% ../../nbs/25_data.store.ipynb #68021ddf
 def _name(path, root): # as the column `file` shows it; bytes that are no UTF-8 as \x..
@@ -513,6 +526,7 @@ class Report:
     parts:int=0 # parts made now
     links:int=0 # symbolic links that were not followed
     changed:int=0 # files that are others than when they were read
+    absent:tuple[str,...]=() # paths that were named and do not exist
     lost:tuple[str,...]=() # parts that could not be made, and why
     told:tuple[str,...]=() # the first failures and changed files, `name: reason'
 
@@ -649,21 +663,6 @@ def read_config(folder:str|Path, # of a store
     if not isinstance(o, dict) or o.get('format') != FORMAT: raise BadInput(folder, f'a store of format {o.get("format") if isinstance(o, dict) else None}; this version reads {FORMAT}')
     try: return StoreConfig.from_json(json.dumps(o['config'])), o['root']
     except (KeyError, ValueError, TypeError) as e: raise BadInput(folder, f'_store.json is damaged: {e}') from None
-
-# %% ../../nbs/25_data.store.ipynb #55b9fbe8
-@contextlib.contextmanager
-def _locked(folder): # make the folder, and keep others out of it
-    import fcntl
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder/'.lock'
-    while True:
-        f = open(path, 'w')
-        try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError: f.close(); raise BadInput(folder, 'another run is writing to this store') from None
-        if path.exists() and os.fstat(f.fileno()).st_ino == path.stat().st_ino: break
-        f.close() # its owner has just removed it
-    try: yield
-    finally: path.unlink(missing_ok=True); f.close()
 
 # %% ../../nbs/25_data.store.ipynb #a7b89348
 def _given(folder, config, options): # the configuration of a store; BadInput where an option contradicts it
@@ -803,12 +802,13 @@ def prepare(paths:str|Path|Iterable[str|Path], # files and directories
     "Read files into a store; those that are in already are skipped. BadInput where nothing can be done"
     folder,paths,lists = Path(folder), [paths] if isinstance(paths, (str, Path)) else list(paths), list(lists)
     if folder.exists() and not folder.is_dir(): raise BadInput(folder, 'is a file, no folder')
+    if absent := _absent(paths, lists): paths = [o for o in paths if str(o) not in absent]
     if kind not in ('auto', *KINDS): raise ValueError(f'kind must be one of auto, {", ".join(KINDS)}, not {kind!r}')
-    with _made(folder), _locked(folder):
+    with _made(folder), locked(folder):
         _clean(folder)
         listing = Listing(kind, os.path.realpath(folder), str(folder))
         config,root = _opened(folder, listing, paths, lists, kind, root and os.path.abspath(root), options)
-        report = Report(config.kind)
+        report = Report(config.kind, absent=absent)
         _plan(folder, Listing(config.kind, os.path.realpath(folder), str(folder)), paths, lists, config, root, again, report)
         _do(folder, workers, scheduler, report, bar)
     return report
