@@ -8,6 +8,7 @@ __all__ = ['BLOCK', 'map_part', 'Shards', 'star_codes']
 # %% ../../nbs/25b_data.shards.ipynb #e4f22ff2
 import json
 import re
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Sequence
@@ -75,6 +76,8 @@ def map_part(part:Path, # a Parquet file with at least one row
     "The map of a part, made if there is none of this very version; BadInput names a part that cannot be read, or whose map cannot be written"
     path = cache/f'{part.stem}-{_version(part):08x}.arrow'
     if _whole(path): return path
+    for o in leftovers(path):
+        if time.time() - o.stat().st_mtime > 86400: o.unlink(missing_ok=True) # of a run that was killed
     try: _write_map(part, path)
     except OSError as e: raise BadInput(part.name, f'its map cannot be written ({e.strerror or e}); cache= names another folder') from e
     for old in cache.glob('*.arrow'):
@@ -225,13 +228,21 @@ def column(self:Shards,
     self._has(name)
     return np.concatenate([np.asarray(self.view(b, name)) for b in range(len(self.block))])
 
+# %% ../../nbs/25b_data.shards.ipynb #71aeea59
+@patch
+def texts(self:Shards,
+          column:str, # its name
+         ) -> list[pa.Array]: # as Arrow has them, a block each
+    "A whole column where it lies; ValueError for an unknown one"
+    self._has(column)
+    return [self._batch(b).column(column) for b in range(len(self.block))]
+
 # %% ../../nbs/25b_data.shards.ipynb #757f7dab
 def star_codes(*shards:Shards, # stores with a column of names
                column:str='star', # the column
               ) -> list[np.ndarray]: # (row,) int64 of each store
     "Numbers for stars: equal where the names are; a row without a name gets a number that no other has"
-    for s in shards: s._has(column)
-    names = pa.chunked_array([s._batch(b).column(column) for s in shards for b in range(len(s.block))])
+    names = pa.chunked_array([o for s in shards for o in s.texts(column)])
     code = np.concatenate([o.indices.to_numpy() for o in names.dictionary_encode().unify_dictionaries().chunks]).astype(np.int64)
     none = np.asarray(pc.equal(names, '')) if pa.types.is_string(names.type) else np.zeros(len(code), bool)
     code[none] = code.max() + 1 + np.arange(none.sum())
