@@ -803,6 +803,7 @@ def prepare(paths:str|Path|Iterable[str|Path], # files and directories
     folder,paths,lists = Path(folder), [paths] if isinstance(paths, (str, Path)) else list(paths), list(lists)
     if folder.exists() and not folder.is_dir(): raise BadInput(folder, 'is a file, no folder')
     if absent := _absent(paths, lists): paths = [o for o in paths if str(o) not in absent]
+    if scheduler and workers is not None: raise ValueError('workers and scheduler exclude each other')
     if kind not in ('auto', *KINDS): raise ValueError(f'kind must be one of auto, {", ".join(KINDS)}, not {kind!r}')
     with _made(folder), locked(folder):
         _clean(folder)

@@ -160,7 +160,7 @@ class SpectraDecoder(nn.Module):
         widths = (c.width, *(c.decoder or c.channels[::-1]))[:len(c.channels) + (c.stride > 1)] # the last convolution makes pixels
         ups = [m for a,b in zip(widths, widths[1:]) for m in (nn.ConvTranspose1d(a, b, 4, 2, 1, bias=False), nn.BatchNorm1d(b), nn.SiLU(inplace=True))]
         step = c.stride if c.stride > 1 else 2
-        self.ups = nn.Sequential(*ups, nn.ConvTranspose1d(widths[-1], 1, 2*step, step, step//2))
+        self.ups = nn.Sequential(*ups, nn.ConvTranspose1d(widths[-1], 1, 2*step, step, (step + 1)//2, step%2)) # n·step pixels
 
     def forward(self,
                 features:Tensor, # (b, token, channel) from the CNN

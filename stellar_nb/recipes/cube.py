@@ -64,7 +64,7 @@ def draw_fields(n:int, # fields
 
 # %% ../../nbs/92q_recipes.cube.ipynb #eb22f341
 PRESETS = dict(smoke=dict(fields=96, epochs=1, test=48, counts=(16,), steps=4), laptop=dict(fields=480, epochs=3, batch=16, test=120, counts=(16, 64), steps=40),
-               shipped=dict(fields=6000, epochs=10, batch=32, test=600), # 1,870 steps
+               shipped=dict(fields=6000, epochs=10, batch=32, test=600), # 1,880 steps
                full=dict(fields=6000, epochs=24, batch=256, test=600, counts=(4, 16, 64, 256), steps=400), # 576 steps; counts: fields with labels; steps: of fine-tuning
                paper=dict(fields=100_000, epochs=800, batch=1024, test=1000)) # document 001 gives no schedule; 800 passes are those of He et al. 2022
 

@@ -77,9 +77,9 @@ def predict_inputs(model:LabelModel, # any
                    good:Tensor, # (star, pixel) bool
                    snr:Tensor|None=None, # (star,) signal-to-noise ratio, for models that were calibrated by it
                   ) -> Tensor: # (star, label, level) lower end, median, upper end in physical units
-    "As `quantiles`, for spectra that are preprocessed already"
-    snr = torch.full((len(x),), torch.inf) if snr is None and not model.snr_edges else snr
-    return torch.cat([read_inputs(model, a, b, s) for a,b,s in zip(x.split(128), good.split(128), snr.split(128))])
+    "As `quantiles`, for spectra that are preprocessed already; ValueError without the SNR that the margins depend on"
+    snrs = snr.split(128) if snr is not None else [None]*-(-len(x)//128)
+    return torch.cat([read_inputs(model, a, b, s) for a,b,s in zip(x.split(128), good.split(128), snrs)])
 
 # %% ../../nbs/92g_recipes.real.ipynb #ed843784
 def recalibrate(model:LabelModel, # adapted
