@@ -5,6 +5,7 @@ they take the names of their pages; Quarto, where it is installed, else smalldoc
 `_quarto.yml`. The finished site asks nothing of the network and can be read from the disk.
 """
 import argparse, ast, base64, builtins, configparser, hashlib, html, io, json, os, re, shutil, subprocess, sys, time
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 import yaml
@@ -161,7 +162,7 @@ def thumbnail(png, dest):
     im = Image.open(io.BytesIO(base64.b64decode(png))).convert('RGB')
     im.thumbnail((560, 420), Image.LANCZOS)
     dest.parent.mkdir(parents=True, exist_ok=True)
-    im.quantize(128).save(dest, optimize=True)
+    im.quantize(128).save(dest)
     return im.size
 
 
@@ -219,8 +220,10 @@ def render(out, engine):
     if engine == 'quarto':
         if (out/'site_libs').is_dir(): shutil.rmtree(out)
         return subprocess.run(['quarto', 'render', PROC, '--no-cache', '--no-execute', '--output-dir', out], check=True)
+    from smalldocs import highlight
     from smalldocs.config import load
     from smalldocs.site import Site
+    highlight.css_class = lru_cache(2**16)(highlight.css_class) # the same few words again and again
     site = Site(load(PROC), quiet=True)
     site.out = out
     site.build()

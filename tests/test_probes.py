@@ -6,13 +6,12 @@ import pandas as pd
 import pytest
 import torch
 from sklearn import metrics as sk
-from threadpoolctl import threadpool_info
 from torch import Tensor, nn
 
 from stellar_nb.core import generator, seed_everything
 from stellar_nb.data.leakage import CONDITIONING, DEFINITIONS, check_leakage, definitions_in, headline_labels, leakage_table
 from stellar_nb.eval.baselines import linear_probe
-from stellar_nb.eval.embed import pair_distance, pair_table, pca_features, sensitivity, standardise, umap_2d
+from stellar_nb.eval.embed import pair_distance, pair_table, pca_features, sensitivity, standardise
 from stellar_nb.eval.probes import (age_scores, binary_scores, choose_threshold, cluster_tests, few_shot, few_shot_once, least_squares, match_clusters,
                                     separate, svm_by_star, tnr_fnr, within, zero_shot)
 from stellar_nb.objectives.classes import bce
@@ -167,18 +166,6 @@ def test_sensitivity(rng):
     x = rng.normal(size=(50, 6))
     t = sensitivity(x, x + [1, 2, 3, 0, 0, 0], x + [2, 1, 1, 1, 0, 1])
     assert t.b_closer.tolist() == [False, True, True, False, False, False] and np.allclose(t.a, [1, 2, 3, 0, 0, 0])
-
-
-def test_map_repeats_and_takes_late_rows(rng):
-    kind = np.repeat([0, 1], 40)
-    x = np.where(kind, 5., -5.)[:, None] + rng.normal(size=(80, 6))
-    fit = np.arange(80) % 4 > 0
-    threads = lambda: {o['filepath']: o['num_threads'] for o in threadpool_info()}
-    before = threads()
-    xy = umap_2d(x, fit_on=fit)
-    assert before.items() <= threads().items()  # numba leaves all other libraries as they were
-    near = [np.argsort(((xy[fit] - o)**2).sum(1))[0] for o in xy[~fit]]
-    assert (kind[fit][near] == kind[~fit]).all() and np.array_equal(umap_2d(x, fit_on=fit), xy)
 
 
 # leakage
