@@ -13,8 +13,8 @@ import torch
 from stellar_nb.core import BadInput
 from stellar_nb.train.distributed import by_rows, gather, in_parallel, my_rows, processes, rank, world
 
-QUICK = ('specvit:double', 'spectra:double', 'fusion:double', 'lightcurve:double', 'clip:double', 'moco:resumed', 'cubes:double', 'specvit:shard')
-SLOW = ('specvit', 'noisy:double', 'noisy', 'spectra', 'fusion', 'lightcurve', 'dual:double', 'dual', 'vicreg:double', 'vicreg', 'simsiam:double', 'simsiam', 'clip', 'cubes', 'few_cubes:double',
+QUICK = ('specvit:double', 'parts:double', 'spectra:double', 'fusion:double', 'lightcurve:double', 'clip:double', 'moco:resumed', 'cubes:double', 'specvit:shard')
+SLOW = ('specvit', 'parts', 'noisy:double', 'noisy', 'spectra', 'fusion', 'lightcurve', 'dual:double', 'dual', 'vicreg:double', 'vicreg', 'simsiam:double', 'simsiam', 'clip', 'cubes', 'few_cubes:double',
         'spectra:shard:double', 'fusion:shard:double', 'dual:shard:double')
 
 
@@ -84,9 +84,11 @@ def test_outputs_without_a_row_for_each_star():
     with pytest.raises(RuntimeError, match='does not have a row for each of 4 stars'): gather((torch.zeros(4, 2), torch.zeros(())), 4)
 
 
-def test_parts_of_batches_are_refused(monkeypatch):
-    "Every process needs the whole batch"
+@pytest.mark.parametrize('part', [(1, 2), (0, 3), (0, 1)])
+def test_parts_of_other_processes_are_refused(monkeypatch, part):
+    "The first of two processes would train on stars that are another's, or on stars that nobody completes"
     monkeypatch.setattr('stellar_nb.train.distributed.world', lambda: 2)
-    learn = SimpleNamespace(dls=SimpleNamespace(train=SimpleNamespace(part=(0, 2))))
-    with pytest.raises(BadInput, match='every process needs the whole batch'):
+    monkeypatch.setattr('stellar_nb.train.distributed.rank', lambda: 0)
+    learn = SimpleNamespace(dls=SimpleNamespace(train=SimpleNamespace(part=part), valid=SimpleNamespace(part=(1, 2))))
+    with pytest.raises(BadInput, match='a loader hands out part . of .; this is process 0 of 2'):
         with in_parallel(learn): pass

@@ -10,6 +10,7 @@ from fastai.callback.core import CancelFitException, Callback
 
 from stellar_nb.core import BadInput, generator, seed_everything
 from stellar_nb.data.fields import Fields
+from stellar_nb.data.loaders import EveryRow, Loader
 from stellar_nb.encoders.lightcurve import DesaLightCurve, LightCurveEncoderConfig
 from stellar_nb.encoders.spectra import DesaSpectra, SpectraEncoderConfig
 from stellar_nb.models.dualformer import DualFormer, DualFormerConfig
@@ -69,6 +70,17 @@ def noisy():
     return net, fixed_stars(xb, real(N, 3, seed=2), BATCH), fixed_stars(xb, real(N, 3, seed=2), 16, fixed=True), loss, (NoiseOnTheFly(), Inputs())
 
 
+def parts():
+    "The same, each process making its own rows"
+    net, _, valid, loss, cbs = noisy()
+    flux, sigma, y = real(N, 64), .1 + real(N, 64, seed=3).abs(), real(N, 3, seed=2)
+    def fetch(rows, gen):
+        if world() > 1 and len(rows) > 6: raise BadInput('rows', 'are too many for one of two processes')
+        return flux[rows], sigma[rows], y[rows]
+    load = lambda **kw: Loader(fetch, EveryRow(N), BATCH, device='cpu', part=(rank(), world()), **kw)
+    return net, load(), load(fixed=True), loss, cbs
+
+
 def spectra():
     net = DesaSpectra(SpectraEncoderConfig.tiny(dropout=.2))
     xb = (real(N, 64), coin(N, 64, p=.9), real(N, seed=4).abs()*30)
@@ -107,7 +119,7 @@ def cubes(p=.5, bad=.995):
     return FieldNet(GuidedMAE(config), tuple(f.images)), field_batches(f, BATCH, withhold=.3 if p < 1 else 0), field_batches(f, 16, fixed=True), loss, ()
 
 
-CASES = dict(specvit=specvit, noisy=noisy, spectra=spectra, lightcurve=lightcurve, fusion=fusion, dual=partial(pairs, 'dual', variance=1.), vicreg=partial(pairs, 'vicreg'), simsiam=partial(pairs, 'simsiam'),
+CASES = dict(specvit=specvit, noisy=noisy, parts=parts, spectra=spectra, lightcurve=lightcurve, fusion=fusion, dual=partial(pairs, 'dual', variance=1.), vicreg=partial(pairs, 'vicreg'), simsiam=partial(pairs, 'simsiam'),
              clip=partial(pairs, 'clip', names=True), moco=partial(pairs, 'moco', names=True), cubes=cubes, few_cubes=partial(cubes, .08), whole_cubes=partial(cubes, 1., 1.))
 
 

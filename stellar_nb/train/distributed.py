@@ -301,12 +301,24 @@ def _draws(): # where the random numbers are
     card = torch.cuda.get_rng_state().numpy().tobytes() if torch.cuda.is_available() else b''
     return torch.get_rng_state().numpy().tobytes() + card
 
+# %% ../../nbs/73_train.distributed.ipynb #c3b2b5a8
+def _completed(xb, yb): # a batch of which every process has its rows: inputs with zeros in the place of the others, labels of all. RuntimeError for other shares than `my_rows`
+    n = next(len(o) for o in xb if isinstance(o, Tensor) and o.ndim)
+    dist.all_gather(every := [torch.zeros(1, dtype=torch.long) for _ in range(world())], torch.tensor([n]))
+    sizes = [int(o) for o in every]; rows,_ = my_rows(total := sum(sizes))
+    if rows.stop - rows.start != n: raise RuntimeError(f'the loader handed out {n} of {total} rows, and {rows.stop - rows.start} are the share of process {rank()}')
+    spread = lambda x: x.new_zeros(total, *x.shape[1:]).index_copy_(0, torch.arange(total, device=x.device)[rows], x)
+    each = lambda f, batch: tuple(f(o) if isinstance(o, Tensor) and o.ndim and len(o) == n else o for o in batch)
+    return each(spread, xb), each(lambda y: _exchange(y, sizes), yb)
+
 # %% ../../nbs/73_train.distributed.ipynb #5571bb06
 class InStep(Callback):
-    "Clears gradients that a single process would not have; RuntimeError at the end of the first epoch after which the processes do not agree"
+    "Completes batches of which this process got a part, and clears gradients that a single process would not have; RuntimeError at the end of the first epoch after which the processes do not agree"
     order = 5 # before all that computes with the batch
     def before_fit(self): _agree('at the start: does every host see the same folder?', checkpoints=(getattr(self.learn, 'first', 0), getattr(self.dls.train, 'start', 0)))
-    def before_batch(self): Parallel.passed[:] = self.learn.train_iter, 0
+    def before_batch(self):
+        Parallel.passed[:] = self.learn.train_iter, 0
+        if getattr(self.dl, 'part', (0, 1))[1] > 1: self.learn.xb,self.learn.yb = _completed(self.xb, self.yb)
     def before_backward(self): self.learn.model.had = {id(p) for p in self.learn.model.net.parameters() if p.grad is not None} # of batches before, where gradients are gathered
     def after_backward(self): self.learn.model.forget()
     def after_epoch(self): _agree(f'after epoch {self.epoch}', randomness=_draws(), losses=float(self.loss))
@@ -316,15 +328,19 @@ def _can_divide(net, checkpoint): # BadInput if not
     if checkpoint: raise BadInput(checkpoint, 'a training with divided weights cannot write checkpoints')
     if getattr(net, 'branches', False): raise BadInput(type(net).__name__, 'has parts that a process may leave out, so its weights cannot be divided')
 
+# %% ../../nbs/73_train.distributed.ipynb #be02d056
+def _check_part(part): # of a loader
+    if part not in ((0, 1), (rank(), world())): raise BadInput('part', f'a loader hands out part {part[0]} of {part[1]}; this is process {rank()} of {world()}')
+
 # %% ../../nbs/73_train.distributed.ipynb #ff76a268
 @contextlib.contextmanager
 def in_parallel(learn:Learner, # before training
                 checkpoint:str|None=None, # file that the training writes, if it does
                 shard:bool|None=None, # divide the weights; None = if `accelerate launch --use_fsdp` says so
                ) -> Iterator[Learner]: # itself
-    "Within: the learner's network is computed by all processes. Nothing happens where there is one. BadInput if its weights cannot be divided"
+    "Within: the learner's network is computed by all processes. Nothing happens where there is one. BadInput if its weights cannot be divided, or if a loader hands out the rows of another process"
+    for o in (learn.dls.train, learn.dls.valid): _check_part(getattr(o, 'part', (0, 1)))
     if world() == 1: yield learn; return
-    if getattr(learn.dls.train, 'part', (0, 1))[1] > 1: raise BadInput('part', 'a loader that hands out parts of batches; here every process needs the whole batch')
     net = learn.model.to(learn.dls.device)
     shard = os.environ.get('ACCELERATE_USE_FSDP', '').lower() == 'true' if shard is None else shard
     if shard: _can_divide(net, checkpoint); learn.opt = None
