@@ -21,7 +21,7 @@ test: install  ## run every notebook and the tests of tests/
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile
 
 slow: install  ## read 6,000 hostile files and run the other slow tests; minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --slow -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile --slow -m slow
 
 reproduce: install  ## train, draw every figure anew, build the site into _docs/
 	$(BIN)/python scripts/reproduce.py

@@ -24,6 +24,12 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [o for o in items if o not in slow]
 
 
+def pytest_terminal_summary(terminalreporter):
+    "What slow tests have counted"
+    told = [v for k in ('', 'error') for o in terminalreporter.getreports(k) for name, v in o.user_properties if name == 'told' and o.when == 'teardown']
+    if told: terminalreporter.section('told'); terminalreporter.write_line('\n'.join(told))
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     "An empty working directory"

@@ -22,11 +22,11 @@ def worker(tmp_path_factory):
 
 
 @pytest.fixture
-def judged(worker, capsys, request):
+def judged(worker, record_property, request):
     "The worker; afterwards nothing may have failed"
     worker.forget()
     yield worker
-    with capsys.disabled(): print(f'\n{worker.report()}' if request.node.get_closest_marker('slow') else '', end='')
+    if request.node.get_closest_marker('slow'): record_property('told', worker.report().splitlines()[0])
     if worker.failures: pytest.fail(worker.report(), pytrace=False)
 
 
