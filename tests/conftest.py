@@ -4,6 +4,9 @@ import pytest
 matplotlib.use('agg')
 
 
+LONG = ('test_fuzz', 'test_site', 'test_distributed', 'test_checkpoint', 'test_crossmatch')
+
+
 def pytest_addoption(parser):
     parser.addoption('--slow', action='store_true', help='also run what takes minutes')
 
@@ -17,7 +20,8 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    "Slow tests are left out unless they are asked for"
+    "Long files first, so that no process is left with one at the end; slow tests are left out unless they are asked for"
+    items.sort(key=lambda o: LONG.index(o.path.stem) if o.path.stem in LONG else len(LONG))
     if config.getoption('--slow'): return
     slow = [o for o in items if o.get_closest_marker('slow')]
     config.hook.pytest_deselected(items=slow)
