@@ -37,6 +37,7 @@ def test_emulator_against_nodes(arm):
     assert e.inside(grid['labels']).all()
 
 
+@pytest.mark.slow
 @needs_grid
 def test_heldout_is_reproducible():
     "The stored held-out errors, measured again from the grid with the same split"

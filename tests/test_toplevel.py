@@ -26,7 +26,7 @@ def test_each_is_the_one_of_its_module(name):
 def test_import_is_light():
     assert fresh(f'import sys, stellar_nb; print([o for o in {HEAVY} if o in sys.modules])') == '[]'
     assert fresh(f'import sys; from stellar_nb import predict; print([o for o in {HEAVY} if o in sys.modules])') == '[]', 'the command line imports what it needs when it runs'
-    assert 'matplotlib' not in fresh('import sys; from stellar_nb import read_spectra; print(*sys.modules)').split()
+    assert not {'matplotlib', 'sklearn', 'fastai'} & set(fresh('import sys; from stellar_nb import read_spectra; import stellar_nb.pretrained, stellar_nb.data.store; print(*sys.modules)').split())
 
 
 def test_star_and_unknown_names():

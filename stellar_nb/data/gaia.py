@@ -18,7 +18,6 @@ from astropy.io import fits
 from astropy.table import Table
 from fastcore.basics import patch
 from fastcore.test import *
-from sklearn.preprocessing import PowerTransformer
 from torch import Tensor
 
 from ..core import BadInput, data_dir, in_words
@@ -368,6 +367,7 @@ GaiaInput.__call__ = gaia_input
 # %% ../../nbs/22_data.gaia.ipynb #5f4c6a75
 def _fit_column(v):
     "λ, mean and standard deviation of the values of a column"
+    from sklearn.preprocessing import PowerTransformer # late: whoever only reads tables does not need it
     lam = float(PowerTransformer(standardize=False).fit(v[:, None]).lambdas_[0]) if len(np.unique(v)) > 2 else 1.
     y = yeo_johnson(v, lam)
     mean,std = (float(y.mean()), float(y.std())) if len(y) else (0., 0.)
