@@ -9,7 +9,7 @@ __all__ = ['BLOCK', 'map_part', 'Shards', 'star_codes']
 import json
 import re
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Sequence
 from zlib import crc32
@@ -77,7 +77,8 @@ def map_part(part:Path, # a Parquet file with at least one row
     path = cache/f'{part.stem}-{_version(part):08x}.arrow'
     if _whole(path): return path
     for o in leftovers(path):
-        if time.time() - o.stat().st_mtime > 86400: o.unlink(missing_ok=True) # of a run that was killed
+        with suppress(OSError): # it may be another's, who is just done
+            if time.time() - o.stat().st_mtime > 86400: o.unlink()
     try: _write_map(part, path)
     except OSError as e: raise BadInput(part.name, f'its map cannot be written ({e.strerror or e}); cache= names another folder') from e
     for old in cache.glob('*.arrow'):
