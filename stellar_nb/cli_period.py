@@ -8,7 +8,7 @@ __all__ = ['PERIOD_TABLE', 'MIN_DAYS', 'MIN_SEEN', 'MAX_CADENCE', 'SHORT', 'star
            'period_rows', 'period_files', 'period', 'period_terminal', 'plot_period', 'add_period', 'run_period']
 
 # %% ../nbs/91c_cli_period.ipynb #8196fe01
-import argparse, gzip, math, os, re, warnings
+import argparse, gzip, io, math, os, re, warnings
 from pathlib import Path
 from typing import Callable, Iterable, Iterator, NamedTuple
 
@@ -28,6 +28,8 @@ def _stars_of_csv(path): # None where only reading all of it can tell
     import pandas as pd
     from stellar_nb.data.lightcurve import _NAMES, _bare
     from stellar_nb.data.spectra import _numeric
+    with open(path, 'rb') as f:
+        if b'\n' not in f.read(2**16): return None # no table of a survey has such a line
     names = list(pd.read_csv(path, nrows=0, comment='#'))
     if len(names) < 2 or all(map(_numeric, names)): return None
     star = next((k for k in names if _bare(k) in _NAMES['star'].split()), None)
@@ -43,8 +45,9 @@ def stars_in(path:'str|Path|LightCurve', # a file, or a record
     try:
         if not isinstance(path, (str, Path)): return [o for o in [path.star] if o]
         if os.path.isfile(path) and re.search(r'\.fits?(\.gz)?$', str(path), re.I):
-            with (gzip.open if str(path).lower().endswith('.gz') else open)(path, 'rb') as f: _check_cards(path, f.read(2**18))
-            return [o for o in [fits.getheader(path)['OBJECT']] if o]
+            with (gzip.open if str(path).lower().endswith('.gz') else open)(path, 'rb') as f: head = f.read(2**18) # a header that is longer is none of an archive
+            _check_cards(path, head)
+            return [o for o in [fits.Header.fromfile(io.BytesIO(head))['OBJECT']] if o]
         quick = _stars_of_csv(path) if os.path.isfile(path) and os.path.getsize(path) <= MAX_BYTES and str(path).lower().endswith('.csv') else None
         return [o.star for o in read_lightcurves(path) if o.star] if quick is None else quick
     except Exception: return []

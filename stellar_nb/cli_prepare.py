@@ -113,7 +113,7 @@ def run_prepare(args:argparse.Namespace, # parsed options
         _say('stellar_nb prepare: interrupted; the same command goes on from here')
         return 130
     _say_failures(args, o)
-    if not o.found and not o.files: raise Refused('no files')
+    if not o.found and not o.files: raise Refused(f'{shown((*args.paths, *args.lists)[0])}: no files')
     if not args.quiet: _say(_summary(args, o))
     if not o.rows and o.known == o.known_bad: raise Refused('no part could be written' if o.lost else 'no usable file')
     return 1 if o.failed or o.known_bad or o.changed or o.lost or o.absent else 0

@@ -244,9 +244,9 @@ _WHAT = dict(spectra='a spectrum', lightcurves='a light curve', gaia='a table of
 _ROWS = dict(spectra=_spectrum_rows, lightcurves=_curve_rows, gaia=_gaia_rows)
 
 # %% ../../nbs/25_data.store.ipynb #44e3b4fa
-def _checksum(path): # '' where it cannot be read
-    try: return file_sha256(path)
-    except OSError: return ''
+def _checksum(path): # '' where there is none: a pipe could be read for ever, and what is larger than any reader takes for hours
+    try: return file_sha256(path) if os.path.isfile(path) and os.path.getsize(path) <= gaia.MAX_TABLE else ''
+    except (OSError, ValueError): return ''
 
 # %% ../../nbs/25_data.store.ipynb #5a120243
 def _reads(path, kind): # can it be read as that?
@@ -689,7 +689,7 @@ def _new_config(listing, paths, lists, kind, options): # BadInput where no kind 
     options = {k: v for k,v in options.items() if v is not None}
     if kind != 'auto' and not (kind == 'lightcurves' and 'cadences' not in options): return StoreConfig(kind=kind, **options)
     n,best,cadences = _sample(listing.files(paths, lists), None if kind == 'auto' else kind)
-    if kind == 'auto' and best is None: raise BadInput('input', f'none of the first {n} files is a spectrum, a light curve or a table of Gaia stars' if n else 'no files')
+    if kind == 'auto' and best is None: raise BadInput(next(iter((*paths, *lists)), 'input'), f'none of the first {n} files is a spectrum, a light curve or a table of Gaia stars' if n else 'no files')
     if best == 'lightcurves' and 'cadences' not in options: options['cadences'] = cadences
     return StoreConfig(kind=best or kind, **options)
 

@@ -166,7 +166,8 @@ def command(target, path, good, base):
     if status not in (0, 1, 2): problems.append(f'exit status {status}')
     if any(not c.isprintable() and c not in '\n\u3000\t' for c in ''.join(bar) + texts[0]): problems.append(f'control characters reach the terminal: {said[:200]!r} {texts[0][:200]!r}')
     printable = ''.join(c if c.isprintable() else repr(c)[1:-1] for c in name)
-    if status != 0 and printable[-40:].removesuffix('.hdr') not in said.replace('\\\\', '\\'): problems.append(f'the file that failed is not named: {said[:400]!r}')
+    names = [name] + [o for _, _, files in os.walk(path) for o in files]  # of a folder a file below it will do
+    if status != 0 and not any(''.join(c if c.isprintable() else repr(c)[1:-1] for c in o)[-40:].removesuffix('.hdr') in said.replace('\\\\', '\\') for o in names): problems.append(f'the file that failed is not named: {said[:400]!r}')
     if status != 0 and (m := PYTHONESE.search(re.sub(re.escape(printable), '', said))): problems.append(f'speaks Python ({m[0]}): {said[:400]!r}')
     if 'Traceback' in said + texts[0]: problems.append('a traceback')
     if 'than there is memory' in said or 'Unable to allocate' in said: problems.append(f'only the memory limit stopped it: {said[:300]!r}')
