@@ -111,8 +111,9 @@ def test_found_model_of_nan(judged, tmp_path):
     with pytest.raises(BadInput, match='NaN or infinite'): load_pretrained(path)
 
 
-@pytest.mark.parametrize('target', ['predict', 'period', 'cube_embed'])
-def test_found_by_commands(judged, target): judged.run(target, ('trap', 'named pipe'))
+@pytest.mark.parametrize('target,name', [*((k, 'named pipe') for k in ('predict', 'period', 'cube_embed', 'prepare_spectra')), ('prepare_lightcurves', 'link to zeros'), ('prepare_gaia', 'sparse csv'),
+                                         ('prepare_spectra', 'folder of ways out'), ('period', 'gzip of zeros'), ('period', 'csv of a million columns')])
+def test_found_by_commands(judged, target, name): judged.run(target, ('trap', name))
 
 
 def test_found_escapes_in_options(capsys):
