@@ -1549,6 +1549,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'stellar_nb.data.views.two_views': ('data.views.html#two_views', 'stellar_nb/data/views.py'),
                                        'stellar_nb.data.views.views': ('data.views.html#views', 'stellar_nb/data/views.py')},
             'stellar_nb.data.xp': { 'stellar_nb.data.xp.XpInput': ('data.xp.html#xpinput', 'stellar_nb/data/xp.py'),
+                                    'stellar_nb.data.xp.XpInput.__post_init__': ( 'data.xp.html#xpinput.__post_init__',
+                                                                                  'stellar_nb/data/xp.py'),
                                     'stellar_nb.data.xp.XpInput.channels': ('data.xp.html#xpinput.channels', 'stellar_nb/data/xp.py'),
                                     'stellar_nb.data.xp.XpInput.needs': ('data.xp.html#xpinput.needs', 'stellar_nb/data/xp.py'),
                                     'stellar_nb.data.xp.XpInput.usable': ('data.xp.html#xpinput.usable', 'stellar_nb/data/xp.py'),

@@ -28,6 +28,10 @@ class XpInput:
     std:tuple[float,...] # (343,) its standard deviation
     clip:float=8. # values beyond are pulled to it
 
+    def __post_init__(self):
+        for k,v in dict(mean=self.mean, std=self.std).items():
+            if len(v) != len(XP_WAVE): raise ValueError(f'{k} has {len(v)} numbers, and a sampled spectrum {len(XP_WAVE)}')
+
     @property
     def needs(self) -> tuple[float,float]: # Å in vacuum
         "Shortest and longest wavelength that is looked at"
