@@ -20,7 +20,7 @@ test: install  ## run every notebook and the tests of tests/
 	STELLAR_NB_SMOKE=1 OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --cell-timing-min 10
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 3 --dist loadfile --no-loadscope-reorder
 
-slow: install  ## read 6,000 hostile files and run the other slow tests; minutes
+slow: install  ## read 8,000 hostile files and run the other slow tests; minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --slow -m slow
 
 reproduce: install  ## train, draw every figure anew, build the site into _docs/

@@ -1423,7 +1423,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'stellar_nb.data.store._is_absent': ('data.store.html#_is_absent', 'stellar_nb/data/store.py'),
                                        'stellar_nb.data.store._key': ('data.store.html#_key', 'stellar_nb/data/store.py'),
                                        'stellar_nb.data.store._known': ('data.store.html#_known', 'stellar_nb/data/store.py'),
-                                       'stellar_nb.data.store._made': ('data.store.html#_made', 'stellar_nb/data/store.py'),
                                        'stellar_nb.data.store._moved': ('data.store.html#_moved', 'stellar_nb/data/store.py'),
                                        'stellar_nb.data.store._name': ('data.store.html#_name', 'stellar_nb/data/store.py'),
                                        'stellar_nb.data.store._names_in': ('data.store.html#_names_in', 'stellar_nb/data/store.py'),

@@ -563,7 +563,9 @@ def _add(sub, name, help, description, epilog, options, run):
 
 # %% ../nbs/91_cli.ipynb #9fa219e2
 class _Parser(argparse.ArgumentParser):
-    def error(self, message): super().error(shown(message))
+    def error(self,
+              message:str, # of argparse, with what was typed
+             ): super().error(shown(message))
 
 # %% ../nbs/91_cli.ipynb #d59a694e
 def parser() -> argparse.ArgumentParser: # of the whole command

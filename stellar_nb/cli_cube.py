@@ -490,8 +490,8 @@ TIFF or JPEG, too. `stellar_nb cube embed --help` and so on say more.
 exit status: 0 all cubes were read, 1 some failed, 2 nothing could be done"""
 
 _read_help = """
-Which axis is spectral is read from the header; of a bare array it is the one that differs
-from two equal ones, else the last. --axis 0, 1 or 2 says otherwise. Wavelengths come from
+Which axis is spectral is read from the header; of a bare array it is the one that is not
+like the two others, else the last. --axis 0, 1 or 2 says otherwise. Wavelengths stand in
 the file (header, extension WAVE, array wave); --wave-unit names their unit if it does not.
 
 --image NAME=PATH: an image for the cube, or a folder in which each cube finds the file of

@@ -10,6 +10,7 @@ __all__ = ['RV_PIXEL', 'LabelModel', 'median_snr', 'read_inputs', 'quantiles', '
 import contextlib, json, math, os, re, shutil, tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Callable
 
 import numpy as np, pandas as pd, torch
 from fastcore.test import *
@@ -234,7 +235,10 @@ _makers = ('arange', 'empty', 'eye', 'full', 'linspace', 'logspace', 'ones', 'ra
 # %% ../nbs/90_pretrained.ipynb #f31b9c3b
 class _Modest(TorchFunctionMode):
     "Calls `refuse` before a tensor of more than `most` numbers is made"
-    def __init__(self, refuse, most):
+    def __init__(self,
+                 refuse:Callable, # raises
+                 most:int, # numbers
+                ):
         super().__init__()
         self.refuse,self.most = refuse,most
     def __torch_function__(self, func, types, args=(), kwargs=None):

@@ -153,13 +153,22 @@ class Failure(NamedTuple):
 
 # %% ../../nbs/26_data.loaders.ipynb #a5abccf0
 class _Work: # the map-style dataset of PyTorch's DataLoader; an item is a batch
-    def __init__(self, fetch): self.fetch = fetch
-    def __getitem__(self, task):
+    def __init__(self,
+                 fetch:Callable, # as for `Loader`
+                ): self.fetch = fetch
+
+    def __getitem__(self,
+                    task:tuple[int,Tensor], # seed and items of a batch
+                   ) -> tuple|Failure: # the batch
         seed,items = task
         try: return self.fetch(items, generator(seed))
         except Exception as e: return self.blame(seed, items, e)
 
-    def blame(self, seed, items, error): # find the row
+    def blame(self,
+              seed:int, # of the batch
+              items:Tensor, # in it
+              error:Exception, # that came of it
+             ) -> Failure: # of the first row that fails alone
         for i in range(len(items)):
             try: self.fetch(items[i:i+1], generator(seed))
             except Exception as e: return Failure(self.fetch.where(items[i]), f'{e}', traceback.format_exc())
@@ -210,7 +219,9 @@ def tasks(self:Loader,
 
 # %% ../../nbs/26_data.loaders.ipynb #657ea2ff
 class _Tasks: # the sampler of PyTorch's DataLoader: asks anew every epoch
-    def __init__(self, loader): self.loader = weakref.proxy(loader) # no circle: the workers end with the loader
+    def __init__(self,
+                 loader:'Loader', # whose tasks are handed on
+                ): self.loader = weakref.proxy(loader) # no circle: the workers end with the loader
     def __iter__(self): return self.loader.tasks(self.loader.batch)
 
 # %% ../../nbs/26_data.loaders.ipynb #cab60bda

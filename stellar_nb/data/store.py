@@ -805,7 +805,7 @@ def prepare(paths:str|Path|Iterable[str|Path], # files and directories
     if absent := _absent(paths, lists): paths = [o for o in paths if str(o) not in absent]
     if scheduler and workers is not None: raise ValueError('workers and scheduler exclude each other')
     if kind not in ('auto', *KINDS): raise ValueError(f'kind must be one of auto, {", ".join(KINDS)}, not {kind!r}')
-    with _made(folder), locked(folder):
+    with locked(folder):
         _clean(folder)
         listing = Listing(kind, os.path.realpath(folder), str(folder))
         config,root = _opened(folder, listing, paths, lists, kind, root and os.path.abspath(root), options)
@@ -813,15 +813,6 @@ def prepare(paths:str|Path|Iterable[str|Path], # files and directories
         _plan(folder, Listing(config.kind, os.path.realpath(folder), str(folder)), paths, lists, config, root, again, report)
         _do(folder, workers, scheduler, report, bar)
     return report
-
-# %% ../../nbs/25_data.store.ipynb #9aed08ec
-@contextlib.contextmanager
-def _made(folder): # remove a folder that came to nothing
-    new = not folder.exists()
-    try: yield
-    except BaseException:
-        if new and folder.exists() and not (folder/'_store.json').exists(): shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 # %% ../../nbs/25_data.store.ipynb #3ecd11d8
 class Store:

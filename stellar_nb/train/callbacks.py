@@ -81,7 +81,9 @@ class TrainingLog(Callback):
     @property
     def seconds(self): return time.perf_counter() - self.began # of training so far
     @seconds.setter
-    def seconds(self, s): self.began = time.perf_counter() - s
+    def seconds(self,
+                s:float, # that a training took before it was taken up
+               ): self.began = time.perf_counter() - s
 
     def before_fit(self):
         self.seconds,n = self.history[-1]['seconds'] if self.history else 0., len(self.dls.train)

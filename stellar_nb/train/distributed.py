@@ -84,12 +84,18 @@ def _exchange(x, sizes): # (rows, …) of all processes, one below the other
 # %% ../../nbs/73_train.distributed.ipynb #c33ebbba
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, sizes, notes, *parts):
+    def forward(ctx:Any, # PyTorch's
+                sizes:list[int], # rows of each process
+                notes:dict, # see `gather`
+                *parts:Tensor, # rows of this process
+               ) -> tuple[Tensor,...]: # all rows
         ctx.set_materialize_grads(False)
         ctx.mine,ctx.notes,ctx.empty = slice(sum(sizes[:rank()]), sum(sizes[:rank()+1])),notes,[torch.zeros_like(o) for o in parts]
         return tuple(_exchange(o, sizes) for o in parts)
     @staticmethod
-    def backward(ctx, *grads):
+    def backward(ctx:Any, # PyTorch's
+                 *grads:Tensor|None, # of all rows
+                ) -> tuple: # those of this process, times the number of processes
         ctx.notes['read'] = [g is not None for g in grads]
         return None, None, *(e if g is None else g[ctx.mine]*world() for g,e in zip(grads, ctx.empty))
 
@@ -184,11 +190,15 @@ def _drop(mode, f, x, p=.5, training=True, inplace=False): # dropout
 # %% ../../nbs/73_train.distributed.ipynb #8aa57c8f
 class _Sum(torch.autograd.Function): # over all processes, forwards and backwards
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx:Any, # PyTorch's
+                x:Tensor, # of this process
+               ) -> Tensor: # of all
         dist.all_reduce(out := x.clone())
         return out
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx:Any, # PyTorch's
+                 g:Tensor, # gradient in this process
+                ) -> Tensor: # of all
         dist.all_reduce(out := g.clone())
         return out
 
@@ -226,7 +236,10 @@ def _divide(net, device): # weights of each block are gathered when it computes
     return fully_shard(net, mesh=mesh)
 
 class _Noted(nn.Module): # notes the nodes of the graph behind the outputs, before DDP ties them together
-    def __init__(self, net, notes):
+    def __init__(self,
+                 net:nn.Module, # the network
+                 notes:dict, # gets `roots`
+                ):
         super().__init__()
         self.net,self.notes = net,notes
     def forward(self, *xb):
